@@ -1,0 +1,52 @@
+# Every target sets up the environment when it has to; `make` alone lists them.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup test test-slow test-newest-zarr lint format verify bench
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $(READY)
+
+setup: $(READY) ## create .venv with the pinned packages (does nothing the second time)
+
+test: $(READY) ## run every test that needs no GPU and no network
+	$(BIN)/python -m pytest --numprocesses auto
+
+test-slow: $(READY) ## run the long tests too: fuzzing, torture
+	$(BIN)/python -m pytest --numprocesses auto -m 'not gpu and not network'
+
+test-newest-zarr: ## run the cache's tests on Python 3.12 with the newest zarr (no torch needed)
+	$(MAKE) --no-print-directory $(VENV)-newest/.ready VENV=$(VENV)
+	$(VENV)-newest/bin/python -m pytest tests/cache --numprocesses auto -p no:cacheprovider
+
+$(VENV)-newest/.ready: pyproject.toml
+	python3.12 -m venv $(VENV)-newest
+	$(VENV)-newest/bin/pip install --quiet 'zarr>=3.2' numcodecs numpy ml_dtypes google-crc32c fsspec jaxtyping tqdm \
+		beartype hypothesis 'pytest>=9' pytest-xdist tensorstore
+	@touch $@
+
+lint: $(READY) ## ruff, mypy --strict, import contracts, spelling
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell
+
+format: $(READY) ## let ruff rewrite what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+verify: $(READY) ## check every byte of a cache: make verify CACHE=caches/…
+	$(BIN)/python -m cache verify $(CACHE)
+
+bench: $(READY) ## measure the claims of the README on this machine
+	$(BIN)/python -m benchmarks.cache

@@ -1,0 +1,157 @@
+"""The shard files of one layer: opened, checked once, mapped or decoded.
+
+A shard file is checked when it is first touched (size, and an index that is exactly the dense one the manifest
+describes), and every sequence is held against its crc32c the first time it is read: a checksum runs at nearly memcpy
+speed, and a damaged byte must never reach a training run.
+Shapes: n sequences, T positions, D d_model.
+"""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+
+import numpy as np
+
+from cache.codecs import CODECS
+from cache.errors import CacheError
+from cache.folder import Folder
+from cache.layout import all_arrays, layer_arrays
+from cache.manifest import Commit, from_hex
+from cache.quantise import Quantiser
+from cache.schema import CacheMeta, CacheState
+from cache.shards import check_shard, checksums, map_items
+
+_Stamp = tuple[int, int, int]
+
+
+class LayerFiles:
+    """Reads the stored elements of one layer (uint16 bits, or int8 codes)."""
+
+    def __init__(self, folder: Folder, meta: CacheMeta, state: CacheState, layer: int, *, verify: bool) -> None:
+        """Nothing is opened before it is asked for."""
+        self.folder, self.meta, self.state, self.layer, self.verify = folder, meta, state, layer, verify
+        self.spec = layer_arrays(meta, state.sequences, layer)[f"layer_{layer}"]
+        self.codec = CODECS[meta.codec]
+        self._stamps: dict[int, _Stamp] = {}
+        self._verified: dict[int, np.ndarray] = {}
+        self._starts: dict[int, np.ndarray] = {}
+
+    @cached_property
+    def quantiser(self) -> Quantiser:
+        """What undoes the quantisation of an int8 cache."""
+        parts = {}
+        for name in ("mean", "std"):
+            spec = all_arrays(self.meta, self.state)[f"quantisation/layer_{self.layer}/{name}"]
+            parts[name] = np.frombuffer(self.folder.read(spec.file(), spec.chunk_bytes), "<f4")
+            if parts[name].shape != spec.shape:
+                raise CacheError(f"{self.folder.name}/{spec.file()} has the wrong size: damaged; restore it")
+        return Quantiser(**parts)
+
+    def read(self, commit: Commit, a: int, b: int, *, checked: bool = False) -> np.ndarray:
+        """Stored elements of sequences [a, b) of a shard, [n, T, D]; a private view where the codec allows.
+
+        Args:
+            commit: the shard's line in the manifest.
+            a: first sequence within the shard.
+            b: one past the last.
+            checked: the checksums of what will be looked at have been seen to; see `touch`.
+
+        Raises:
+            CacheError: missing or damaged.
+        """
+        descriptor = self._open(commit)
+        try:
+            if self.codec.mapped:
+                path, size = self.spec.file(commit.shard), self.spec.item_bytes
+                flat = map_items(
+                    descriptor, a * size, (b - a) * size // self.spec.dtype.itemsize, self.spec.dtype, path
+                )
+                sequences = flat.reshape(b - a, *self.spec.chunk[1:])
+            else:
+                sequences = self._decode(descriptor, commit, a, b)
+        finally:
+            os.close(descriptor)
+        if not checked:
+            self._check(commit, np.arange(a, b), sequences)
+        return sequences
+
+    def touch(self, commit: Commit, numbers: np.ndarray) -> None:
+        """Check these sequences of a shard (ascending) unless that has been done.
+
+        Raises:
+            CacheError: missing or damaged.
+        """
+        fresh = self._fresh(commit, numbers)
+        for run in np.split(fresh, np.flatnonzero(np.diff(fresh) != 1) + 1):
+            if len(run):
+                self.read(commit, int(run[0]), int(run[-1]) + 1)
+
+    def _open(self, commit: Commit) -> int:
+        shard, file = commit.shard, self.spec.file(commit.shard)
+        try:
+            descriptor = self.folder.open(file)
+        except FileNotFoundError:
+            raise CacheError(f"{self.folder.name}/{file} is missing: {_REPAIR}") from None
+        try:
+            status = os.fstat(descriptor)
+            stamp = (status.st_ino, status.st_size, status.st_mtime_ns)
+            if self._stamps.get(shard) != stamp:
+                lengths = commit.lengths(self.spec.name, self.spec.item_bytes)
+                self._check_lengths(commit, lengths)
+                check_shard(descriptor, lengths, self.meta.shard_sequences, f"{self.folder.name}/{file}")
+                self._starts[shard] = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+                self._verified[shard] = np.zeros(commit.sequences, bool)
+                self._stamps[shard] = stamp
+        except CacheError as error:
+            os.close(descriptor)
+            raise CacheError(f"{error}; {_REPAIR}") from error
+        return descriptor
+
+    def _check_lengths(self, commit: Commit, lengths: np.ndarray) -> None:
+        if len(lengths) != commit.sequences or (self.codec.mapped and self.spec.name in commit.stored):
+            raise CacheError(f"shard {commit.shard} of {self.spec.name}: stored lengths that do not fit the codec")
+
+    def _decode(self, descriptor: int, commit: Commit, a: int, b: int) -> np.ndarray:
+        starts = self._starts[commit.shard]
+        out = np.empty((b - a, *self.spec.chunk[1:]), self.spec.dtype)
+        stored_crc32c = from_hex(commit.stored[self.spec.name].crc32c)
+
+        def one(i: int) -> None:
+            stored = os.pread(descriptor, int(starts[i + 1] - starts[i]), int(starts[i]))
+            if int(checksums(np.frombuffer(stored, np.uint8)[None])[0]) != stored_crc32c[i]:
+                raise _damaged(self, commit.shard, i)
+            self.codec.decode(stored, out[i - a])
+
+        if b - a < 4:
+            for i in range(a, b):
+                one(i)
+        else:
+            with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+                list(pool.map(one, range(a, b)))
+        return out
+
+    def _fresh(self, commit: Commit, numbers: np.ndarray) -> np.ndarray:
+        if not self.verify:
+            return numbers[:0]
+        if commit.shard not in self._verified:
+            os.close(self._open(commit))
+        fresh: np.ndarray = numbers[~self._verified[commit.shard][numbers]]
+        return fresh
+
+    def _check(self, commit: Commit, numbers: np.ndarray, sequences: np.ndarray) -> None:
+        fresh = self._fresh(commit, numbers)
+        if not len(fresh):
+            return
+        wanted = commit.checksums(self.spec.name)
+        for number in fresh:
+            if checksums(sequences[number - numbers[0]][None])[0] != wanted[number]:
+                raise _damaged(self, commit.shard, int(number))
+        self._verified[commit.shard][fresh] = True
+
+
+_REPAIR = "find all damage with `python -m cache verify`, drop it with --drop-damaged and harvest again"
+
+
+def _damaged(files: LayerFiles, shard: int, number: int) -> CacheError:
+    where = f"{files.folder.name}/{files.spec.file(shard)}"
+    return CacheError(f"{where}: sequence {number} of the shard does not match its checksum: damaged; {_REPAIR}")

@@ -1,0 +1,236 @@
+"""One shard on its way to disk: streamed to temporary files, checked on the way, committed in one step.
+
+Shapes: b sequences of a batch, T positions, D d_model, R row sets.
+"""
+
+import os
+from collections.abc import Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cache import atomic, bf16, manifest
+from cache.codecs import CODECS
+from cache.errors import CacheError
+from cache.layout import ArraySpec, layer_arrays, row_arrays
+from cache.quantise import Quantiser
+from cache.schema import CacheMeta
+from cache.shards import checksums, index_bytes
+from cache.statistics import Moments, ShardStatistics, moments, row_masks
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One shard that a harvest still owes, and what of it is missing."""
+
+    shard: int
+    start: int
+    """First sequence."""
+    stop: int
+    """One past the last sequence."""
+    layers: tuple[int, ...]
+    """Layers whose vectors are missing."""
+    rows: bool
+    """Whether tokens, documents and splits are missing too; else they are on disk and only layers are added."""
+
+
+class Rows(NamedTuple):
+    """What describes b sequences beside their vectors."""
+
+    tokens: np.ndarray
+    """[b, T] int32"""
+    document: np.ndarray
+    """[b, T] int32, −1 at padding"""
+    split: np.ndarray
+    """[b] uint8: 0 train, 1 held-out"""
+    domain: np.ndarray | None = None
+    """[b] uint8, index into the cache's domains; None in a cache without domains"""
+
+
+@dataclass
+class _Layer:
+    """The open file of one layer's shard."""
+
+    spec: ArraySpec
+    temporary: Path
+    descriptor: int
+    statistics: ShardStatistics
+    crc32c: list[np.ndarray] = field(default_factory=list)
+    stored_crc32c: list[np.ndarray] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+    scales: list[np.ndarray] = field(default_factory=list)
+
+
+class ShardWriter:
+    """Writes one job: `add` batches in order until `commit`."""
+
+    def __init__(
+        self,
+        root: Path,
+        meta: CacheMeta,
+        job: Job,
+        *,
+        pool: Executor,
+        sync: bool,
+        quantisers: Mapping[int, Quantiser],
+    ) -> None:
+        """Open a temporary file for each missing layer."""
+        self.root, self.meta, self.job, self.pool, self.sync = root, meta, job, pool, sync
+        self.quantisers = quantisers
+        self.codec = CODECS[meta.codec]
+        self.done = 0
+        self.rows: list[Rows] = []
+        self.cursor: Mapping[str, Any] = {}
+        self.layers: dict[int, _Layer] = {}
+        for layer in job.layers:
+            spec = layer_arrays(meta, job.stop, layer)[f"layer_{layer}"]
+            path = root / spec.file(job.shard)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = atomic.partial_path(path)
+            descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+            statistics = ShardStatistics(meta.context, meta.d_model)
+            self.layers[layer] = _Layer(spec, temporary, descriptor, statistics)
+
+    @property
+    def full(self) -> bool:
+        """Whether every sequence of the job has been added."""
+        return self.done == self.job.stop - self.job.start
+
+    def add(self, rows: Rows, residuals: Mapping[int, np.ndarray], given: Mapping[int, Moments], cursor: Any) -> None:
+        """Write b sequences of every layer; checks run beside the writing.
+
+        Raises:
+            CacheError: a non-finite row; the disk is full.
+        """
+        first = self.job.start + self.done
+        mask = row_masks(rows.tokens, rows.document, rows.split, self.meta.bos_token_id)
+        for layer, bits in residuals.items():
+            one = self.layers[layer]
+            stored = bits
+            if layer in self.quantisers:
+                stored, scale = self.quantisers[layer].encode(bits)
+                bits = self.quantisers[layer].decode(stored, scale)
+                one.scales.append(scale)
+            checked = self.pool.submit(_check, bits, stored, mask, given.get(layer), f"layer {layer}", first)
+            self._write(one, stored)
+            crc32c, part = checked.result()
+            one.crc32c.append(crc32c)
+            one.statistics.add(first, part, mask, rows.tokens)
+        self.rows.append(rows)
+        self.done += len(rows.tokens)
+        self.cursor = cursor or self.cursor
+
+    def commit(self) -> None:
+        """Make the shard exist: everything on disk and renamed first, the manifest line last.
+
+        Raises:
+            CacheError: the disk is full.
+        """
+        renames: list[tuple[Path, Path]] = []
+        files: dict[str, bytes] = {}
+        crc32c: dict[str, str] = {}
+        stored: dict[str, manifest.Stored] = {}
+        specs = row_arrays(self.meta, self.job.stop)
+        if self.job.rows:
+            for name in specs:
+                files[name] = _padded(specs[name], np.concatenate([getattr(rows, name) for rows in self.rows]))
+        for layer, one in self.layers.items():
+            arrays = layer_arrays(self.meta, self.job.stop, layer)
+            specs |= arrays
+            partial = f"statistics/layer_{layer}/shards"
+            files[partial] = one.statistics.packed().astype("<f8").tobytes()
+            if one.scales:
+                scale = f"quantisation/layer_{layer}/scale"
+                files[scale] = _padded(arrays[scale], np.concatenate(one.scales))
+            index = index_bytes(np.array(one.lengths, np.uint64), self.meta.shard_sequences)
+            atomic.write_all(one.descriptor, index, sum(one.lengths))
+            renames.append((one.temporary, self.root / one.spec.file(self.job.shard)))
+            crc32c[one.spec.name] = manifest.to_hex(np.concatenate(one.crc32c))
+            if one.stored_crc32c:
+                digits = manifest.to_hex(np.concatenate(one.stored_crc32c))
+                stored[one.spec.name] = manifest.Stored(lengths=tuple(one.lengths), crc32c=digits)
+        for name, content in files.items():
+            renames.append(self._small_file(specs[name].file(self.job.shard), content))
+            crc32c[name] = manifest.to_hex(checksums(np.frombuffer(content, np.uint8)[None]))
+        self._publish(renames)
+        commit = manifest.Commit(
+            shard=self.job.shard, sequences=self.done, crc32c=crc32c, stored=stored, cursor=self.cursor
+        )
+        manifest.append(self.root, commit, sync=self.sync)
+
+    def abandon(self) -> None:
+        """Close and remove what is unfinished."""
+        for one in self.layers.values():
+            os.close(one.descriptor)
+            one.temporary.unlink(missing_ok=True)
+        self.layers = {}
+
+    def _write(self, one: _Layer, stored: np.ndarray) -> None:
+        offset = sum(one.lengths)
+        if self.codec.mapped:
+            lengths = [stored[0].nbytes] * len(stored)
+            atomic.write_all(one.descriptor, np.ascontiguousarray(stored).reshape(-1).view(np.uint8).data, offset)
+        else:
+            encoded = list(self.pool.map(self.codec.encode, stored))
+            lengths = [len(sequence) for sequence in encoded]
+            one.stored_crc32c.append(np.array([checksums(np.frombuffer(e, np.uint8)[None])[0] for e in encoded]))
+            atomic.write_all(one.descriptor, b"".join(encoded), offset)
+        one.lengths += lengths
+
+    def _small_file(self, file: str, content: bytes) -> tuple[Path, Path]:
+        path = self.root / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = atomic.partial_path(path)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        try:
+            atomic.write_all(descriptor, content, 0)
+            if self.sync:
+                os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        return temporary, path
+
+    def _publish(self, renames: list[tuple[Path, Path]]) -> None:
+        for one in self.layers.values():
+            if self.sync:
+                os.fsync(one.descriptor)
+            os.close(one.descriptor)
+        self.layers = {}
+        for temporary, path in renames:
+            os.rename(temporary, path)
+        if self.sync:
+            atomic.sync_folders(self.root, [path for _, path in renames])
+
+
+def _check(
+    bits: np.ndarray, stored: np.ndarray, mask: np.ndarray, given: Moments | None, where: str, first: int
+) -> tuple[np.ndarray, Moments]:
+    """Checksums and moments of each sequence.
+
+    Raises:
+        CacheError: a row that is not finite, with its place: such a cache would poison every run that reads it.
+    """
+    parts = []
+    for b, sequence in enumerate(bits):
+        if bf16.has_nonfinite(sequence):
+            bad = int(np.flatnonzero(~np.isfinite(bf16.to_float32(sequence)).all(-1))[0])
+            raise CacheError(
+                f"{where} is NaN or infinite at sequence {first + b}, position {bad}: nothing of this shard is kept;"
+                " look at that document, or run the model in a wider dtype"
+            )
+        if given is None:
+            parts.append(
+                moments(bf16.to_float32(sequence).astype(np.float64)[None], mask[b : b + 1].astype(np.float64))
+            )
+    part = given or Moments(*[np.concatenate(arrays) for arrays in zip(*parts, strict=True)])
+    return checksums(stored), part
+
+
+def _padded(spec: ArraySpec, values: np.ndarray) -> bytes:
+    """A whole chunk: Zarr pads the last one with the fill value."""
+    chunk = np.full(spec.chunk, np.nan if spec.fill == "NaN" else spec.fill, spec.dtype)
+    chunk[: len(values)] = values
+    return chunk.tobytes()

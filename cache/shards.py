@@ -1,0 +1,73 @@
+"""One shard file: payload ‖ index ‖ crc32c, its bytes made and checked, its payload mapped.
+
+Source: Zarr v3 sharding-indexed codec 1.0. The index has 16 bytes a slot (offset, length as little-endian uint64,
+both 2**64 - 1 where a slot is empty), then its own crc32c. Without an inner compressor the payload is one contiguous
+[n, T, D] block from byte 0 on, because a shard is written in sequence order.
+"""
+
+import mmap
+import os
+from typing import Any, Final
+
+import google_crc32c
+import numpy as np
+from jaxtyping import UInt32, UInt64
+
+from cache.errors import CacheError
+
+_EMPTY: Final = 2**64 - 1
+_NORESERVE: Final = getattr(mmap, "MAP_NORESERVE", 0)  # a private mapping of a shard must not count as committed memory
+
+
+def index_bytes(lengths: UInt64[np.ndarray, " n"], slots: int) -> bytes:
+    """The index of a shard whose n sequences of these stored lengths lie one behind the other."""
+    index = np.full((slots, 2), _EMPTY, "<u8")
+    ends = np.cumsum(lengths, dtype=np.uint64)
+    index[: len(lengths), 0] = ends - lengths
+    index[: len(lengths), 1] = lengths
+    raw = index.tobytes()
+    return raw + int(google_crc32c.value(raw)).to_bytes(4, "little")
+
+
+def check_shard(descriptor: int, lengths: UInt64[np.ndarray, " n"], slots: int, path: str) -> None:
+    """Hold a shard file's size and index against what the manifest says it must be.
+
+    Raises:
+        CacheError: torn, of another size, or an index that is not this one (reordered, sparse or damaged).
+    """
+    payload, wanted = int(lengths.sum()), index_bytes(lengths, slots)
+    size = os.fstat(descriptor).st_size
+    if size != payload + len(wanted):
+        raise CacheError(f"{path} has {size:,} bytes, wanted {payload + len(wanted):,}: torn or damaged")
+    if os.pread(descriptor, len(wanted), payload) != wanted:
+        raise CacheError(f"{path}: its index is not the dense one that the manifest describes: damaged")
+
+
+def map_items(descriptor: int, start: int, count: int, dtype: np.dtype[Any], path: str) -> np.ndarray:
+    """`count` items from byte `start` of a file, without a copy.
+
+    Each view is a mapping of its own, private and copy-on-write: writing to it changes neither the file nor any other
+    view, so no user of a cache can spoil it for another by an operation in place.
+
+    Raises:
+        CacheError: the operating system refuses another mapping.
+    """
+    if not count:
+        return np.empty(0, dtype)
+    base = start // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+    try:
+        mapping = mmap.mmap(
+            descriptor,
+            start - base + count * dtype.itemsize,
+            flags=mmap.MAP_PRIVATE | _NORESERVE,
+            prot=mmap.PROT_READ | mmap.PROT_WRITE,
+            offset=base,
+        )
+    except (OSError, ValueError) as error:
+        raise CacheError(f"{path} cannot be mapped ({error}): too many live views? drop some, or copy them") from error
+    return np.frombuffer(mapping, dtype, count=count, offset=start - base)
+
+
+def checksums(items: np.ndarray) -> UInt32[np.ndarray, " n"]:
+    """crc32c (Castagnoli) of each item along the first axis of a C-contiguous array."""
+    return np.array([google_crc32c.value(item.reshape(-1).view(np.uint8)) for item in items], np.uint32)

@@ -1,0 +1,1 @@
+"""Sparse autoencoders + caches (+ the model, at most once) -> numbers and pictures."""

@@ -1,0 +1,1 @@
+"""Text -> language model -> cache: the only package that imports transformers or datasets."""

@@ -1,0 +1,1 @@
+"""Cache -> sparse autoencoders: torch, and no language model in memory."""
