@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow test-newest-zarr lint format verify bench
+.PHONY: help setup test test-slow test-newest-zarr lint format harvest info verify bench
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -45,8 +45,20 @@ format: $(READY) ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# LAYER=12 is --layer 12, SHARD_SEQUENCES=64 is --shard-sequences 64.
+HARVEST := MODEL REVISION DATASET TOKENS CONTEXT PACKING CACHE BATCH DTYPE ATTENTION DEVICE SEED HELD_OUT_FRACTION \
+	SHARD_SEQUENCES
+flags = $(foreach v,$(1),$(if $($(v)),--$(subst _,-,$(call lower,$(v))) '$($(v))'))
+lower = $(shell echo '$(1)' | tr A-Z a-z)
+
+harvest: $(READY) ## run a language model once, keep its residual stream: make harvest LAYER=12 [MODEL=miniature TOKENS=1M …]
+	@$(BIN)/python -m harvest $(call flags,LAYER $(HARVEST)) $(ARGS)
+
+info: $(READY) ## what is in a cache: make info CACHE=caches/…
+	@$(BIN)/python -m cache info '$(CACHE)'
+
 verify: $(READY) ## check every byte of a cache: make verify CACHE=caches/…
-	$(BIN)/python -m cache verify $(CACHE)
+	@$(BIN)/python -m cache verify '$(CACHE)'
 
 bench: $(READY) ## measure the claims of the README on this machine
 	$(BIN)/python -m benchmarks.cache

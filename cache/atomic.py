@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from cache.errors import CacheError
 from cache.layout import PARTIAL
 
 
@@ -19,7 +20,7 @@ def partial_path(path: Path) -> Path:
 def write_file(root: Path, file: str, content: bytes, *, sync: bool) -> None:
     """Write or replace a small file of a cache, atomically."""
     path = root / file
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_parents(root, path)
     temporary = partial_path(path)
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
     try:
@@ -31,6 +32,18 @@ def write_file(root: Path, file: str, content: bytes, *, sync: bool) -> None:
     os.rename(temporary, path)
     if sync:
         sync_folders(root, [path])
+
+
+def make_parents(root: Path, path: Path) -> None:
+    """Make the folders that a file of the cache lies in.
+
+    Raises:
+        CacheError: one of them is a link out of the cache: nothing is written there.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    inside, real = os.path.realpath(root), os.path.realpath(path.parent)
+    if os.path.commonpath([inside, real]) != inside:
+        raise CacheError(f"{path.parent} leads out of the cache to {real}: refused; remove the link")
 
 
 def write_all(descriptor: int, content: bytes | memoryview, offset: int) -> None:

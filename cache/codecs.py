@@ -22,7 +22,8 @@ class Codec:
 
     data_type: str = "bfloat16"
     """Zarr name of the stored element."""
-    quantisation: str = "none"
+    quantised: bool = False
+    """Whether values are rounded to 8 bits (see `quantise.py`)."""
     compressor: Callable[[], Any] | None = None
     """Makes the numcodecs object; None stores the bytes as they are, so that shards can be memory-mapped."""
     zarr: tuple[dict[str, Any], ...] = ()
@@ -77,5 +78,5 @@ CODECS: Final[dict[str, Codec]] = {
         compressor=lambda: Zstd(level=1, checksum=False),
         zarr=({"name": "zstd", "configuration": {"level": 1, "checksum": False}},),
     ),
-    "int8": Codec(data_type="int8", quantisation="int8"),
+    "int8": Codec(data_type="int8", quantised=True),
 }

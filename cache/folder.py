@@ -8,7 +8,7 @@ import errno
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -64,7 +64,7 @@ class Folder:
         with os.fdopen(self.open(file), "rb") as stream:
             content = stream.read(most + 1)
         if len(content) > most:
-            raise CacheError(f"{self.path / file} has more than the {most:,} bytes it may have: damaged; restore it")
+            raise CacheError(f"{self.name}/{file} has more than the {most:,} bytes it may have: damaged; restore it")
         return content
 
     def read_json(self, file: str) -> Any:
@@ -74,7 +74,7 @@ class Folder:
             FileNotFoundError: there is none.
             CacheError: as `read`, or it is no such JSON.
         """
-        return parse_json(self.read(file, MAX_JSON_BYTES), str(self.path / file))
+        return parse_json(self.read(file, MAX_JSON_BYTES), f"{self.name}/{file}")
 
     def walk(self) -> Iterator[str]:
         """Every file below the cache, sorted; links are listed and not followed."""
@@ -83,6 +83,9 @@ class Folder:
             links = [name for name in folders if os.path.islink(os.path.join(parent, name))]
             for name in sorted(files + links):
                 yield os.path.relpath(os.path.join(parent, name), self.path).replace(os.sep, "/")
+
+    def prefetch(self, files: Iterable[str]) -> None:
+        """Begin to bring files near that will be read soon; here they are near already."""
 
     def _inside(self, file: str) -> str:
         root = os.path.realpath(self.path)

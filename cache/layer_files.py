@@ -7,11 +7,13 @@ Shapes: n sequences, T positions, D d_model.
 """
 
 import os
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 
 import numpy as np
 
+from cache import finish
 from cache.codecs import CODECS
 from cache.errors import CacheError
 from cache.folder import Folder
@@ -27,8 +29,18 @@ _Stamp = tuple[int, int, int]
 class LayerFiles:
     """Reads the stored elements of one layer (uint16 bits, or int8 codes)."""
 
-    def __init__(self, folder: Folder, meta: CacheMeta, state: CacheState, layer: int, *, verify: bool) -> None:
-        """Nothing is opened before it is asked for."""
+    def __init__(
+        self,
+        folder: Folder,
+        meta: CacheMeta,
+        state: CacheState,
+        layer: int,
+        *,
+        verify: bool,
+        static: Mapping[str, str] | None = None,
+    ) -> None:
+        """Nothing is opened before it is asked for; `static` has the checksums of a complete cache's mean and std."""
+        self.static = static or {}
         self.folder, self.meta, self.state, self.layer, self.verify = folder, meta, state, layer, verify
         self.spec = layer_arrays(meta, state.sequences, layer)[f"layer_{layer}"]
         self.codec = CODECS[meta.codec]
@@ -42,9 +54,8 @@ class LayerFiles:
         parts = {}
         for name in ("mean", "std"):
             spec = all_arrays(self.meta, self.state)[f"quantisation/layer_{self.layer}/{name}"]
-            parts[name] = np.frombuffer(self.folder.read(spec.file(), spec.chunk_bytes), "<f4")
-            if parts[name].shape != spec.shape:
-                raise CacheError(f"{self.folder.name}/{spec.file()} has the wrong size: damaged; restore it")
+            content = finish.read_chunk(self.folder, spec.file(), spec.chunk_bytes, self.static.get(spec.name))
+            parts[name] = np.frombuffer(content, "<f4")
         return Quantiser(**parts)
 
     def read(self, commit: Commit, a: int, b: int, *, checked: bool = False) -> np.ndarray:
@@ -59,13 +70,12 @@ class LayerFiles:
         Raises:
             CacheError: missing or damaged.
         """
-        descriptor = self._open(commit)
+        descriptor = self.open(commit)
         try:
             if self.codec.mapped:
-                path, size = self.spec.file(commit.shard), self.spec.item_bytes
-                flat = map_items(
-                    descriptor, a * size, (b - a) * size // self.spec.dtype.itemsize, self.spec.dtype, path
-                )
+                file, size, dtype = self.spec.file(commit.shard), self.spec.item_bytes, self.spec.dtype
+                count = (b - a) * size // dtype.itemsize
+                flat = map_items(descriptor, a * size, count, dtype, file, populate=not checked)
                 sequences = flat.reshape(b - a, *self.spec.chunk[1:])
             else:
                 sequences = self._decode(descriptor, commit, a, b)
@@ -86,7 +96,12 @@ class LayerFiles:
             if len(run):
                 self.read(commit, int(run[0]), int(run[-1]) + 1)
 
-    def _open(self, commit: Commit) -> int:
+    def open(self, commit: Commit) -> int:
+        """A descriptor of a shard file whose size and index have been checked, to be closed by the caller.
+
+        Raises:
+            CacheError: missing, torn, or not the dense file that the manifest describes.
+        """
         shard, file = commit.shard, self.spec.file(commit.shard)
         try:
             descriptor = self.folder.open(file)
@@ -134,7 +149,7 @@ class LayerFiles:
         if not self.verify:
             return numbers[:0]
         if commit.shard not in self._verified:
-            os.close(self._open(commit))
+            os.close(self.open(commit))
         fresh: np.ndarray = numbers[~self._verified[commit.shard][numbers]]
         return fresh
 

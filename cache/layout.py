@@ -137,7 +137,7 @@ def layer_arrays(meta: CacheMeta, n: int, layer: int) -> dict[str, ArraySpec]:
             dimensions=("shard", "packed"),
         ),
     ]
-    if meta.quantisation == "int8":
+    if CODECS[meta.codec].quantised:
         specs.append(
             ArraySpec(
                 name=f"quantisation/layer_{layer}/scale",

@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import socket
+import stat
 import time
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ class WriterLock:
             CacheError: another harvest is writing this cache.
         """
         self.path = root / LOCK
-        self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._descriptor = _open(self.path)
         try:
             self._begin(session) if rank == 0 else self._join(session)
         except BaseException:
@@ -66,7 +67,7 @@ class WriterLock:
     def _owner(self) -> dict[str, Any]:
         try:
             owner = json.loads(os.pread(self._descriptor, 4096, 0))
-        except ValueError:
+        except (ValueError, RecursionError):
             return {}
         return owner if isinstance(owner, dict) else {}
 
@@ -86,3 +87,20 @@ class WriterLock:
             pass  # other ranks of this session are still writing: the name must stay for them
         os.close(self._descriptor)
         self._descriptor = -1
+
+
+def _open(path: Path) -> int:
+    """A descriptor of the lock file, whatever a stranger may have put in its place.
+
+    Raises:
+        CacheError: a link (what is written would land outside of the cache), a folder, a pipe, or no permission.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        descriptor = os.open(path, flags, 0o644)
+    except OSError as error:
+        raise CacheError(f"{path} cannot be locked ({error.strerror}): check its permissions, or remove it") from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise CacheError(f"{path} is no regular file and cannot be locked: remove it")
+    return descriptor

@@ -23,6 +23,7 @@ from cache.schema import canonical
 
 MAX_CURSOR_BYTES: Final = 1 << 16
 _MAX_LINE: Final = 1 << 28
+_GENEROUS: Final = 1 << 26
 _END: Final = re.compile(rb',"crc32c":"([0-9a-f]{8})"\}')
 _END_BYTES: Final = len(b',"crc32c":"01234567"}')
 
@@ -90,15 +91,15 @@ def commit_line(commit: Commit) -> bytes:
     """The line of one commit.
 
     Raises:
-        ValueError: a cursor larger than 64 KiB; it is meant for a few integers.
+        ValueError: a cursor that is no JSON or larger than 64 KiB; it is meant for a few integers.
     """
     body: dict[str, Any] = {"shard": commit.shard, "sequences": commit.sequences, "arrays": dict(commit.crc32c)}
     if commit.stored:
         body["stored"] = {name: {"lengths": s.lengths, "crc32c": s.crc32c} for name, s in commit.stored.items()}
     if commit.cursor:
         body["cursor"] = dict(commit.cursor)
-        if len(canonical(body["cursor"])) > MAX_CURSOR_BYTES:
-            raise ValueError(f"a cursor may have {MAX_CURSOR_BYTES} bytes, got {len(canonical(body['cursor']))}")
+        if not _is_cursor(body["cursor"]):
+            raise ValueError(f"a cursor must be a JSON object of at most {MAX_CURSOR_BYTES} bytes")
     return _line(body)
 
 
@@ -130,6 +131,8 @@ def load(folder: Folder, most: int) -> tuple[Manifest, int, bytes]:
     Raises:
         CacheError: missing or damaged.
     """
+    if most > _GENEROUS:  # a stranger's metadata may speak of terabytes, and a read sets aside what it may get
+        most = min(most, (folder.size(MANIFEST) or 0) + _GENEROUS)
     try:
         content = folder.read(MANIFEST, most)
     except FileNotFoundError:
@@ -161,7 +164,7 @@ def append(root: Path, commit: Commit, *, sync: bool) -> None:
 
 def drop_partials(root: Path) -> list[Path]:
     """Remove files that a killed writer left unfinished; returns them."""
-    found = [path for path in root.rglob(f"*{PARTIAL}") if path.is_file() and not path.is_symlink()]
+    found = [path for path in root.rglob(f"*{PARTIAL}") if path.is_file() or path.is_symlink()]
     for path in found:
         path.unlink(missing_ok=True)
     return found
@@ -207,7 +210,7 @@ def _commit(body: dict[str, Any], place: str) -> Commit:
         and isinstance(arrays, dict)
         and all(_is_hex(digits) for digits in arrays.values())
         and isinstance(body.get("stored", {}), dict)
-        and isinstance(body.get("cursor", {}), dict)
+        and _is_cursor(body.get("cursor", {}))
     )
     if not good or not isinstance(shard, int) or not isinstance(n, int) or not isinstance(arrays, dict):
         raise CacheError(f"{place} has unknown content: written by another version? upgrade silo-sae")
@@ -230,7 +233,7 @@ def _joined(old: Commit | None, new: Commit, place: str) -> Commit:
         return new
     clash = [name for name in new.crc32c if old.crc32c.get(name, new.crc32c[name]) != new.crc32c[name]]
     if clash or old.sequences != new.sequences:
-        what = f"{', '.join(clash) or 'its length'} of shard {new.shard}"
+        what = f"{clash[0]!r} of shard {new.shard}" if clash else f"the length of shard {new.shard}"
         raise CacheError(f"{place} contradicts an earlier line about {what}: verify the cache, delete the wrong line")
     return Commit(
         shard=new.shard,
@@ -239,6 +242,13 @@ def _joined(old: Commit | None, new: Commit, place: str) -> Commit:
         stored={**old.stored, **new.stored},
         cursor=old.cursor or new.cursor,
     )
+
+
+def _is_cursor(value: Any) -> bool:
+    try:
+        return isinstance(value, dict) and len(canonical(value)) <= MAX_CURSOR_BYTES
+    except (TypeError, ValueError, RecursionError):  # no JSON; infinity, which 1e999 reads as; lists in lists in lists
+        return False
 
 
 def _is_hex(digits: Any, count: int | None = None) -> bool:

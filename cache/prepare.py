@@ -19,6 +19,7 @@ from cache.layout import (
     DOCUMENT,
     LOCK,
     MANIFEST,
+    PARTIAL,
     ArraySpec,
     all_arrays,
     documents,
@@ -27,7 +28,7 @@ from cache.layout import (
     row_arrays,
 )
 from cache.manifest import Manifest
-from cache.schema import CacheMeta, CacheState, from_attributes
+from cache.schema import CacheMeta, CacheState, check_shards, from_attributes
 from cache.shard_writer import Job, Rows
 from cache.shards import check_shard
 
@@ -48,6 +49,24 @@ def read_root(folder: Folder) -> tuple[CacheMeta, CacheState]:
         raise CacheError(f"{folder.name}: {error}") from error
 
 
+def refuse_foreign(root: Path, meta: CacheMeta, layers: tuple[int, ...]) -> None:
+    """Look, before anything is touched, whether a folder is a cache, the beginning of one, or empty.
+
+    Raises:
+        CacheError: it holds something else; or its metadata is damaged.
+    """
+    try:
+        read_root(Folder(root))
+    except FileNotFoundError:
+        own = {*row_arrays(meta, 1), *(f"layer_{layer}" for layer in layers), "statistics", "quantisation"}
+        own |= {LOCK, MANIFEST, DOCUMENT}
+        found = sorted(os.listdir(root))
+        foreign = [name for name in found if (name.rsplit(".", 2)[0] if name.endswith(PARTIAL) else name) not in own]
+        if foreign:
+            why = f"it holds {foreign[0]!r}"
+            raise CacheError(f"{root} is no cache and not empty ({why}): use a new folder for CACHE") from None
+
+
 def prepare(
     root: Path, meta: CacheMeta, layers: tuple[int, ...], sequences: int, *, sync: bool
 ) -> tuple[CacheMeta, CacheState, Manifest]:
@@ -62,8 +81,8 @@ def prepare(
     """
     if sequences < 1:
         raise CacheError(f"wanted a cache of at least 1 sequence of {meta.context} tokens, got {sequences}")
+    check_shards(meta, sequences)
     folder = Folder(root)
-    manifest.drop_partials(root)
     try:
         old_meta, old = read_root(folder)
     except FileNotFoundError:
@@ -71,26 +90,47 @@ def prepare(
     if found := old_meta.differences(meta):
         what = "; ".join(found)
         raise CacheError(f"{root} holds another cache than asked for ({what}): use another CACHE, or the same settings")
-    known, whole, content = manifest.load(folder, manifest_limit(old_meta, old))
+    manifest.drop_partials(root)
+    known = manifest.load(folder, manifest_limit(old_meta, old))[0]
     all_layers = tuple(sorted({*old.layers, *layers}))
     state = replace(old, layers=all_layers, sequences=_length(old_meta, old, known, sequences))
     if old.complete and state == old:
         return old_meta, old, known
     state = replace(state, complete=False, manifest_crc32c="")
-    kept = manifest.without(known, _stale(folder, old_meta, state, known))
-    write_documents(root, old_meta, state, root_first=True, sync=sync)
-    if kept.content() != content or whole != len(content):
-        atomic.write_file(root, MANIFEST, kept.content(), sync=sync)
-    for layer in state.layers:
-        for name in merged_arrays(old_meta, layer):
-            shutil.rmtree(root / name, ignore_errors=True)
+    kept = manifest.without(known, whole_units(known, set(_stale(folder, old_meta, state, known))))
+    reopen(root, old_meta, state, kept, sync=sync)
     return old_meta, state, kept
 
 
-def jobs(meta: CacheMeta, state: CacheState, known: Manifest, rank: int, world_size: int) -> Iterator[Job]:
-    """Shards that are still owed, of those that belong to this rank: shard k is of rank k mod world_size."""
+def reopen(root: Path, meta: CacheMeta, state: CacheState, kept: Manifest, *, sync: bool = True) -> None:
+    """Make a cache incomplete with these shards committed; the caller holds the lock.
+
+    The root goes first: from then on no reader takes the cache for complete, whatever happens next.
+    """
+    write_documents(root, meta, state, root_first=True, sync=sync)
+    path = root / MANIFEST
+    if not path.exists() or path.read_bytes() != kept.content():
+        atomic.write_file(root, MANIFEST, kept.content(), sync=sync)
+    for layer in state.layers:
+        for name in merged_arrays(meta, layer):
+            shutil.rmtree(root / name, ignore_errors=True)
+
+
+def whole_units(known: Manifest, lost: set[tuple[int, str]]) -> set[tuple[int, str]]:
+    """Everything that must be written again with these: a layer with its statistics; rows with all layers."""
+    units = {(shard, _unit(array)) for shard, array in lost}
+    return {
+        (shard, array)
+        for shard, commit in known.commits.items()
+        for array in commit.crc32c
+        if (shard, "rows") in units or (shard, _unit(array)) in units
+    }
+
+
+def jobs(meta: CacheMeta, state: CacheState, known: Manifest) -> Iterator[Job]:
+    """Shards that are still owed, in order."""
     s = meta.shard_sequences
-    for shard in range(rank, state.shards(s), world_size):
+    for shard in range(state.shards(s)):
         missing = tuple(x for x in state.layers if not all(known.has(shard, a) for a in _shard_arrays(meta, x)))
         rows = not known.has(shard, "tokens")
         if missing or rows:
@@ -119,10 +159,8 @@ def manifest_limit(meta: CacheMeta, state: CacheState) -> int:
 
 
 def _create(root: Path, meta: CacheMeta, state: CacheState, *, sync: bool) -> tuple[CacheMeta, CacheState, Manifest]:
-    own = {name.split("/")[0] for name in all_arrays(meta, state)} | {LOCK, MANIFEST}
-    foreign = sorted(set(os.listdir(root)) - own)
-    if foreign:
-        raise CacheError(f"{root} is no cache and not empty (it holds {foreign[0]!r}): use a new folder for CACHE")
+    refuse_foreign(root, meta, state.layers)
+    manifest.drop_partials(root)
     if Folder(root).size(MANIFEST):
         raise CacheError(f"{root} has a manifest and no {DOCUMENT}: restore {DOCUMENT}, or remove the folder")
     empty = Manifest(commits={}, static={})
@@ -147,19 +185,13 @@ def _stale(folder: Folder, meta: CacheMeta, state: CacheState, known: Manifest) 
     specs = all_arrays(meta, replace(state, complete=False))
     for shard, commit in known.commits.items():
         grows = shard >= shards or commit.sequences != min(s, state.sequences - shard * s)
-        lost = {
-            name
-            for name in commit.crc32c
-            if grows or name not in specs or not _intact(folder, meta, commit, specs[name])
-        }
-        units = {_unit(name) for name in lost}
         for name in commit.crc32c:
-            if "rows" in units or _unit(name) in units:
+            if grows or name not in specs or not _intact(folder, meta, commit, specs[name]):
                 yield shard, name
 
 
 def _unit(array: str) -> str:
-    """What is written together must be redone together: a layer with its statistics; rows with everything."""
+    """The layer that an array belongs to, or `rows`."""
     layers = [part for part in array.split("/") if part.startswith("layer_")]
     return layers[0] if layers else "rows"
 

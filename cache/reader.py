@@ -10,7 +10,6 @@ Shapes: N sequences, T positions, D d_model, S sequences a shard.
 
 from collections.abc import Iterator
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import google_crc32c
@@ -18,11 +17,13 @@ import numpy as np
 from jaxtyping import Int, Int32, UInt8, UInt16
 
 from cache import bf16, finish, manifest, prepare
+from cache.codecs import CODECS
 from cache.errors import CacheError
 from cache.folder import Folder
 from cache.layer_files import LayerFiles
 from cache.layout import MANIFEST, all_arrays, merged_arrays, row_arrays
-from cache.manifest import Manifest
+from cache.manifest import Commit, Manifest
+from cache.schema import CacheMeta, CacheState
 from cache.statistics import MERGED_FIELDS, LayerStatistics, merge
 
 if TYPE_CHECKING:
@@ -49,25 +50,37 @@ class CacheReader:
         Raises:
             CacheError: as the constructor.
         """
+        while True:
+            self.meta, self.state = root = self._root()
+            try:
+                self.manifest = self._load()
+                break
+            except CacheError:
+                if self._root() == root:  # else a writer stepped between the two files
+                    raise
+        self._chunk = lru_cache(maxsize=256)(self._read_chunk)
+
+    def _root(self) -> tuple[CacheMeta, CacheState]:
         try:
-            self.meta, self.state = prepare.read_root(self.folder)
+            return prepare.read_root(self.folder)
         except (FileNotFoundError, NotADirectoryError):
             raise CacheError(
                 f"{self.folder.name} is no cache (it has no zarr.json): check the path, or make one with"
                 f" `make harvest LAYER=12 CACHE={self.folder.name}`"
             ) from None
+
+    def _load(self) -> Manifest:
         known, _, content = manifest.load(self.folder, prepare.manifest_limit(self.meta, self.state))
         if self.state.complete:
             if f"{google_crc32c.value(content):08x}" != self.state.manifest_crc32c:
                 raise CacheError(
                     f"{self.folder.name}/{MANIFEST} is not the one the cache was completed with: restore it"
                 )
-            finish.check_all_committed(Path(self.folder.name), self.meta, self.state, known)
+            finish.check_all_committed(self.folder.name, self.meta, self.state, known)
         elif not self.follow:
-            finish.check_all_committed(Path(self.folder.name), self.meta, self.state, known)
+            finish.check_all_committed(self.folder.name, self.meta, self.state, known)
             raise CacheError(f"{self.folder.name} was not completed: run the same harvest again, it only has to finish")
-        self.manifest = self._consistent(known)
-        self._chunk = lru_cache(maxsize=256)(self._read_chunk)
+        return consistent(self.folder.name, self.meta, self.state, known)
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -157,9 +170,20 @@ class CacheReader:
             raise IndexError(f"wanted sequences {start} to {stop}, the cache has {self.n_sequences}")
         s = self.meta.shard_sequences
         for shard in range(start // s, -(-stop // s)):
-            if shard not in self.manifest.commits:
-                raise CacheError(f"{self.folder.name}: shard {shard} is not committed yet; `refresh` and try again")
+            self.commit(shard)
             yield shard, max(start - shard * s, 0), min(stop - shard * s, s)
+
+    def commit(self, shard: int, array: str = "") -> Commit:
+        """What the manifest says of a shard, and that it has this array.
+
+        Raises:
+            CacheError: not committed yet.
+        """
+        commit = self.manifest.commits.get(shard)
+        if commit is None or (array and array not in commit.crc32c):
+            what = f"shard {shard} of {array}" if array else f"shard {shard}"
+            raise CacheError(f"{self.folder.name}: {what} is not committed yet; `refresh` and try again")
+        return commit
 
     def _rows(self, name: str, start: int, stop: int | None) -> np.ndarray:
         spec = row_arrays(self.meta, self.n_sequences)[name]
@@ -170,28 +194,13 @@ class CacheReader:
 
     def _read_chunk(self, name: str, shard: int) -> np.ndarray:
         spec = all_arrays(self.meta, self.state)[name]
-        digits = self.manifest.commits[shard].crc32c[name]
+        digits = self.commit(shard, name).crc32c[name]
         content = finish.read_chunk(self.folder, spec.file(shard), spec.chunk_bytes, digits)
         return np.frombuffer(content, spec.dtype).reshape(spec.chunk)
 
     def chunk(self, name: str, shard: int) -> np.ndarray:
         """One checked chunk of a `rows` array, padded to a whole shard."""
         return self._chunk(name, shard)
-
-    def _consistent(self, known: Manifest) -> Manifest:
-        """Only commits that fit the metadata: of an unfinished cache a last shard may be about to grow."""
-        s, arrays = self.meta.shard_sequences, all_arrays(self.meta, self.state)
-        good = {}
-        for shard, commit in known.commits.items():
-            if commit.sequences != len(self.shard_range(shard)):
-                continue  # complete caches have been checked already
-            for name, digits in commit.crc32c.items():
-                wanted = 8 * (commit.sequences if name in arrays and arrays[name].kind == "residuals" else 1)
-                if name not in arrays or len(digits) != wanted or shard * s >= self.n_sequences:
-                    where = f"{self.folder.name}/{MANIFEST}"
-                    raise CacheError(f"{where}: shard {shard} of {name!r} does not fit zarr.json: damaged; restore it")
-            good[shard] = commit
-        return Manifest(commits=good, static=known.static)
 
 
 class LayerReader:
@@ -204,7 +213,14 @@ class LayerReader:
     def __init__(self, reader: CacheReader, layer: int) -> None:
         """Use `CacheReader.layer`."""
         self.reader, self.layer = reader, layer
-        self.files = LayerFiles(reader.folder, reader.meta, reader.state, layer, verify=reader.verify == "touch")
+        self.files = LayerFiles(
+            reader.folder,
+            reader.meta,
+            reader.state,
+            layer,
+            verify=reader.verify == "touch",
+            static=reader.manifest.static,
+        )
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -289,10 +305,8 @@ class LayerReader:
         return self.bits(numbers.start, numbers.stop)
 
     def _read(self, shard: int, a: int, b: int) -> np.ndarray:
-        commit = self.reader.manifest.commits[shard]
-        if self.files.spec.name not in commit.crc32c:
-            raise CacheError(f"{self.reader.folder.name}: shard {shard} of layer {self.layer} is not committed yet")
-        if self.files.codec.quantisation == "none":
+        commit = self.reader.commit(shard, self.files.spec.name)
+        if not self.files.codec.quantised:
             return self.files.read(commit, a, b)
         scale = self.reader.chunk(f"quantisation/layer_{self.layer}/scale", shard)[a:b]
         return self.files.quantiser.decode(self.files.read(commit, a, b), scale)
@@ -300,12 +314,35 @@ class LayerReader:
     def _gather(self, shard: int, local: np.ndarray) -> np.ndarray:
         t, d = self.reader.meta.context, self.reader.meta.d_model
         sequences, start = np.unique(local // t), shard * self.reader.meta.shard_sequences
-        if self.files.codec.mapped and self.files.codec.quantisation == "none":
-            self.files.touch(self.reader.manifest.commits[shard], sequences)
-            rows = self.files.read(
-                self.reader.manifest.commits[shard], 0, len(self.reader.shard_range(shard)), checked=True
-            )
+        if self.files.codec.mapped and not self.files.codec.quantised:
+            commit = self.reader.commit(shard, self.files.spec.name)
+            self.files.touch(commit, sequences)
+            rows = self.files.read(commit, 0, commit.sequences, checked=True)
             # One memcpy a row: numpy moves opaque items whole.
             return rows.reshape(-1, d).view(f"V{2 * d}")[:, 0].take(local, mode="clip").view(np.uint16).reshape(-1, d)
         decoded = {int(i): self.bits(start + int(i), start + int(i) + 1)[0] for i in sequences}
         return np.stack([decoded[int(row // t)][row % t] for row in local])
+
+
+def consistent(name: str, meta: CacheMeta, state: CacheState, known: Manifest) -> Manifest:
+    """Only commits that fit the metadata: of an unfinished cache a last shard may be about to grow.
+
+    Raises:
+        CacheError: a line about a shard or array that the cache does not have.
+    """
+    arrays, s = all_arrays(meta, state), meta.shard_sequences
+    good = {}
+    for shard, commit in known.commits.items():
+        if commit.sequences != min(s, state.sequences - shard * s):
+            continue
+        for array, digits in commit.crc32c.items():
+            many = commit.sequences if array in arrays and arrays[array].kind == "residuals" else 1
+            fits = array in arrays and len(digits) == 8 * many
+            if not fits or (array in commit.stored) != (
+                CODECS[meta.codec].compressor is not None and many > 0 and array.startswith("layer_")
+            ):
+                raise CacheError(
+                    f"{name}/{MANIFEST}: shard {shard} of {array!r} does not fit zarr.json: damaged; restore it"
+                )
+        good[shard] = commit
+    return Manifest(commits=good, static=known.static)

@@ -6,8 +6,8 @@ Shapes: N sequences, T positions (context), D d_model, S sequences a shard.
 
 import hashlib
 import json
-import math
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Final
@@ -19,6 +19,9 @@ FORMAT_VERSION: Final = 1
 MAX_LAYERS: Final = 256
 MAX_TEXT: Final = 4096
 MAX_SEQUENCES: Final = 2**40
+MAX_SHARDS: Final = (
+    2**20
+)  # files a layer: more are unusable on any file system, and a bound on what a stranger can make us do
 MAX_SHARD_BYTES: Final = 2**31  # a single write() ends at 2 GiB; larger shards also defeat staging and resume
 # Refused by name when a second request differs: these decide what the numbers in the cache are.
 IDENTITY: Final = (
@@ -42,6 +45,7 @@ IDENTITY: Final = (
 LAYOUT: Final = ("shard_sequences", "codec")  # how the same numbers lie on disk: `repack` changes these
 
 PACKINGS: Final = ("pack", "truncate")
+QUANTISATIONS: Final = ("none", "int8")
 _HEX40 = re.compile(r"[0-9a-f]{40}")
 _HEX64 = re.compile(r"[0-9a-f]{64}")
 
@@ -61,7 +65,7 @@ class Source:
 
     def __post_init__(self) -> None:
         """Give a whole-number weight its one JSON form, so that 1 and 1.0 are the same cache."""
-        if _is_int(self.weight):
+        if _is_int(self.weight) and _is_real(self.weight):
             object.__setattr__(self, "weight", float(self.weight))
 
 
@@ -98,7 +102,7 @@ class CacheMeta:
     held_out_fraction: float = 0.05
     """Share of documents that are never trained on, chosen by a hash of their content before packing."""
     quantisation: str = "none"
-    """`none`: the harvested bfloat16 bits; `int8`: standardised and rounded to 8 bits (lossy, by `repack`)."""
+    """`none`: the harvested bits; `int8`: they went through 8 bits (lossy), whatever they lie in now."""
     shard_sequences: int = 512
     """S, sequences a shard."""
     codec: str = "raw"
@@ -114,7 +118,7 @@ class CacheMeta:
         Raises:
             CacheError: naming the field, what it must be and what came.
         """
-        if _is_int(self.held_out_fraction):
+        if _is_int(self.held_out_fraction) and _is_real(self.held_out_fraction):
             object.__setattr__(self, "held_out_fraction", float(self.held_out_fraction))
         _check_texts(self)
         _check_numbers(self)
@@ -124,8 +128,8 @@ class CacheMeta:
             _refuse("hook", "'resid_post'", self.hook)
         if self.codec not in CODECS:
             _refuse("codec", f"one of {', '.join(CODECS)}", self.codec)
-        if self.quantisation != CODECS[self.codec].quantisation:
-            _refuse("quantisation", f"'{CODECS[self.codec].quantisation}' under codec {self.codec}", self.quantisation)
+        if self.quantisation not in QUANTISATIONS or (CODECS[self.codec].quantised and self.quantisation == "none"):
+            _refuse("quantisation", f"one of {', '.join(QUANTISATIONS)}, and int8 under codec int8", self.quantisation)
         if not _HEX40.fullmatch(self.model_revision):
             why = "a branch name would let two different caches share one description"
             _refuse("model_revision", f"a 40-hex commit ({why})", self.model_revision)
@@ -179,7 +183,8 @@ class CacheState:
         Raises:
             CacheError: naming the field.
         """
-        if not 1 <= len(self.layers) <= MAX_LAYERS or not all(_is_int(x) and 0 <= x < 10_000 for x in self.layers):
+        listed = isinstance(self.layers, tuple) and 1 <= len(self.layers) <= MAX_LAYERS
+        if not listed or not all(_is_int(x) and 0 <= x < 10_000 for x in self.layers):
             _refuse("layers", f"1 to {MAX_LAYERS} block numbers from 0 to 9999", self.layers)
         if list(self.layers) != sorted(set(self.layers)):
             _refuse("layers", "ascending, each once", self.layers)
@@ -192,8 +197,9 @@ class CacheState:
             isinstance(key, str) and len(key) <= MAX_TEXT and _is_real(value) for key, value in self.audit.items()
         ):
             _refuse("audit", "names and finite numbers", self.audit)
-        if self.manifest_crc32c and not re.fullmatch("[0-9a-f]{8}", self.manifest_crc32c):
-            _refuse("manifest_crc32c", "8 hex digits", self.manifest_crc32c)
+        digits = self.manifest_crc32c
+        if not isinstance(digits, str) or (digits and not re.fullmatch("[0-9a-f]{8}", digits)):
+            _refuse("manifest_crc32c", "8 hex digits", digits)
         if self.complete and not self.manifest_crc32c:
             _refuse("manifest_crc32c", "8 hex digits in a complete cache", self.manifest_crc32c)
 
@@ -226,25 +232,43 @@ def from_attributes(attributes: Any) -> tuple[CacheMeta, CacheState]:
     if not _is_int(version):
         raise CacheError("zarr.json has no format_version: this Zarr group is no Silo cache")
     if version != FORMAT_VERSION:
-        raise CacheError(f"wanted cache format {FORMAT_VERSION}, found {version}: upgrade silo-sae to read this cache")
+        raise CacheError(
+            f"wanted cache format {FORMAT_VERSION}, found {_short(version)}: upgrade silo-sae to read this cache"
+        )
     meta_names, state_names = [{f.name for f in fields(kind)} for kind in (CacheMeta, CacheState)]
     known = meta_names | state_names | {"format_version", "fingerprint", "checksum"}
     if attributes.keys() != known:
         missing, unknown = sorted(known - attributes.keys()), sorted(attributes.keys() - known)
         raise CacheError(f"zarr.json attributes: missing {missing}, unknown {_short(unknown)}: edited or damaged")
     body = {name: value for name, value in attributes.items() if name != "checksum"}
-    if _checksum(body) != attributes["checksum"]:
+    try:
+        intact = _checksum(body) == attributes["checksum"]
+    except (ValueError, RecursionError):  # 1e999 reads as infinity; lists in lists in lists
+        intact = False
+    if not intact:
         raise CacheError("zarr.json attributes do not match their checksum: edited or damaged; restore the file")
     meta = _meta_from({name: body[name] for name in meta_names})
     state = CacheState(**{name: _tuple(body[name]) for name in state_names})
+    check_shards(meta, state.sequences)
     if meta.fingerprint != body["fingerprint"]:
         raise CacheError("zarr.json: the fingerprint is not that of the fields: edited or damaged; restore the file")
     return meta, state
 
 
+def check_shards(meta: CacheMeta, sequences: int) -> None:
+    """Refuse a length that only a huge number of files could hold.
+
+    Raises:
+        CacheError: with the greatest length.
+    """
+    if sequences > MAX_SHARDS * meta.shard_sequences:
+        _refuse("sequences", f"at most {MAX_SHARDS * meta.shard_sequences:,} at this shard size", sequences)
+
+
 def with_layout(meta: CacheMeta, *, shard_sequences: int, codec: str) -> CacheMeta:
-    """The same contents laid out differently on disk."""
-    return replace(meta, shard_sequences=shard_sequences, codec=codec, quantisation=CODECS[codec].quantisation)
+    """The same contents laid out differently on disk; 8 bits leave their mark on the identity for good."""
+    quantisation = "int8" if CODECS[codec].quantised else meta.quantisation
+    return replace(meta, shard_sequences=shard_sequences, codec=codec, quantisation=quantisation)
 
 
 def _meta_from(values: dict[str, Any]) -> CacheMeta:
@@ -263,11 +287,12 @@ def _check_texts(meta: CacheMeta) -> None:
     if not isinstance(meta.sources, tuple) or not all(isinstance(source, Source) for source in meta.sources):
         _refuse("sources", "a tuple of Source", meta.sources)
     for source in meta.sources:
-        named |= {f"sources.{name}": getattr(source, name) for name in ("dataset", "revision", "split", "domain")}
+        for name in ("dataset", "revision", "split", "domain"):
+            _check_text(f"sources.{name}", getattr(source, name))
         if not _is_real(source.weight) or source.weight <= 0:
             _refuse("sources.weight", "a number above 0", source.weight)
-        for name, value in named.items():
-            _check_text(name, value)
+    for name, value in named.items():
+        _check_text(name, value)
     if not isinstance(meta.provenance, Mapping):
         _refuse("provenance", "an object of texts", meta.provenance)
     for name, value in meta.provenance.items():
@@ -276,7 +301,7 @@ def _check_texts(meta: CacheMeta) -> None:
 
 
 def _check_text(name: str, value: Any) -> None:
-    if not isinstance(value, str) or len(value) > MAX_TEXT or any(ord(char) < 32 for char in value):
+    if not isinstance(value, str) or len(value) > MAX_TEXT or not value.isprintable():
         _refuse(name, f"a text of at most {MAX_TEXT} printable characters", value)
 
 
@@ -317,11 +342,14 @@ def _is_int(value: Any) -> bool:
 
 
 def _is_real(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # lists in lists in lists; a number of 5000 digits
+        text = f"a monstrous {type(value).__name__}"
     return text if len(text) <= 120 else text[:117] + "..."
 
 

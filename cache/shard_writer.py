@@ -88,7 +88,7 @@ class ShardWriter:
         for layer in job.layers:
             spec = layer_arrays(meta, job.stop, layer)[f"layer_{layer}"]
             path = root / spec.file(job.shard)
-            path.parent.mkdir(parents=True, exist_ok=True)
+            atomic.make_parents(root, path)
             temporary = atomic.partial_path(path)
             descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
             statistics = ShardStatistics(meta.context, meta.d_model)
@@ -114,14 +114,14 @@ class ShardWriter:
                 stored, scale = self.quantisers[layer].encode(bits)
                 bits = self.quantisers[layer].decode(stored, scale)
                 one.scales.append(scale)
-            checked = self.pool.submit(_check, bits, stored, mask, given.get(layer), f"layer {layer}", first)
+            checked = self.pool.submit(_check, bits, stored, rows, mask, given.get(layer), layer, first)
             self._write(one, stored)
             crc32c, part = checked.result()
             one.crc32c.append(crc32c)
             one.statistics.add(first, part, mask, rows.tokens)
         self.rows.append(rows)
         self.done += len(rows.tokens)
-        self.cursor = cursor or self.cursor
+        self.cursor = cursor  # only the one that stands at the end of the shard stays
 
     def commit(self) -> None:
         """Make the shard exist: everything on disk and renamed first, the manifest line last.
@@ -182,7 +182,7 @@ class ShardWriter:
 
     def _small_file(self, file: str, content: bytes) -> tuple[Path, Path]:
         path = self.root / file
-        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic.make_parents(self.root, path)
         temporary = atomic.partial_path(path)
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
         try:
@@ -194,11 +194,11 @@ class ShardWriter:
         return temporary, path
 
     def _publish(self, renames: list[tuple[Path, Path]]) -> None:
-        for one in self.layers.values():
-            if self.sync:
+        if self.sync:
+            for one in self.layers.values():
                 os.fsync(one.descriptor)
-            os.close(one.descriptor)
-        self.layers = {}
+        while self.layers:  # one by one, so that `abandon` closes none of them again
+            os.close(self.layers.popitem()[1].descriptor)
         for temporary, path in renames:
             os.rename(temporary, path)
         if self.sync:
@@ -206,7 +206,13 @@ class ShardWriter:
 
 
 def _check(
-    bits: np.ndarray, stored: np.ndarray, mask: np.ndarray, given: Moments | None, where: str, first: int
+    bits: np.ndarray,
+    stored: np.ndarray,
+    rows: Rows,
+    mask: np.ndarray,
+    given: Moments | None,
+    layer: int,
+    first: int,
 ) -> tuple[np.ndarray, Moments]:
     """Checksums and moments of each sequence.
 
@@ -217,9 +223,10 @@ def _check(
     for b, sequence in enumerate(bits):
         if bf16.has_nonfinite(sequence):
             bad = int(np.flatnonzero(~np.isfinite(bf16.to_float32(sequence)).all(-1))[0])
+            what = f"document {rows.document[b, bad]}, token {rows.tokens[b, bad]}"
             raise CacheError(
-                f"{where} is NaN or infinite at sequence {first + b}, position {bad}: nothing of this shard is kept;"
-                " look at that document, or run the model in a wider dtype"
+                f"layer {layer} is NaN or infinite at sequence {first + b}, position {bad} ({what}): nothing of this"
+                " shard is kept; look at that document, or run the model in a wider dtype"
             )
         if given is None:
             parts.append(

@@ -82,12 +82,14 @@ class CacheWriter:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise CacheError(f"{path} cannot be made ({error.strerror}): choose another CACHE") from error
-        self._lock = WriterLock(self.path, session=session, rank=rank)
-        try:
-            self._open(meta, tuple(layers), sequences, rank, world_size, sync, dict(quantisers or {}))
-        except BaseException:
-            self._lock.close()
-            raise
+        with _explaining(self.path):
+            prepare.refuse_foreign(self.path, meta, tuple(layers))
+            self._lock = WriterLock(self.path, session=session, rank=rank)
+            try:
+                self._open(meta, tuple(layers), sequences, rank, world_size, sync, dict(quantisers or {}))
+            except BaseException:
+                self._lock.close()
+                raise
         self._queue: deque[_Batch] = deque()
         self._queued_bytes, self._queue_bytes = 0, queue_bytes
         self._changed = threading.Condition()
@@ -116,8 +118,11 @@ class CacheWriter:
         else:
             self.meta, self.state, known = prepare.join(self.path, meta, layers, sequences)
         self.rank, self._sync, self._quantisers = rank, sync, quantisers
-        self._jobs = deque(() if self.state.complete else prepare.jobs(self.meta, self.state, known, rank, world_size))
-        self._planned = list(self._jobs)
+        self.owed = () if self.state.complete else tuple(prepare.jobs(self.meta, self.state, known))
+        """Every job that was owed when the cache was opened, of all processes."""
+        self._planned = [job for job in self.owed if job.shard % world_size == rank]
+        self._jobs = deque(self._planned)
+        self._commits = known.commits
         self._expected = self._jobs[0].start if self._jobs else None
         self._current: ShardWriter | None = None
         if rank == 0:
@@ -131,6 +136,17 @@ class CacheWriter:
     def jobs(self) -> Iterator[Job]:
         """The shards that this process still owes, in order; `append` must follow them sequence by sequence."""
         yield from self._planned
+
+    def cursor_before(self, shard: int) -> tuple[int, Mapping[str, Any]]:
+        """Where to take up the text again: (sequence, cursor) of the nearest shard before this one that left a cursor.
+
+        (0, {}) where none did: the text starts from the beginning.
+        """
+        for earlier in sorted((k for k in self._commits if k < shard), reverse=True):
+            commit = self._commits[earlier]
+            if commit.cursor:
+                return earlier * self.meta.shard_sequences + commit.sequences, commit.cursor
+        return 0, {}
 
     def append(
         self,
@@ -253,6 +269,7 @@ class CacheWriter:
         if sorted(bits) != sorted(job.layers):
             raise ValueError(f"shard {job.shard} wants layers {list(job.layers)}, got {sorted(bits)}")
         b = len(rows.tokens)
+        self._check_span(start, start + b)
         wanted_rows = {"tokens": ((b, t), np.int32), "document": ((b, t), np.int32), "split": ((b,), np.uint8)}
         if self.meta.domains:
             wanted_rows["domain"] = ((b,), np.uint8)
@@ -264,6 +281,18 @@ class CacheWriter:
         for layer, values in bits.items():
             if values.shape != (b, t, d):
                 raise ValueError(f"layer {layer} must be [{b}, {t}, {d}], got {list(values.shape)}")
+
+    def _check_span(self, start: int, stop: int) -> None:
+        """A batch may reach over several jobs where nothing lies between them and they want the same layers."""
+        at, layers = start, self._jobs[0].layers
+        for job in self._jobs:
+            if at >= stop or max(job.start, start) != at or job.layers != layers:
+                break
+            at = job.stop
+        if at < stop:
+            raise ValueError(
+                f"a batch that starts at {start} must end at {at}, where other shards or layers follow; got {stop}"
+            )
 
     def _put(self, batch: _Batch) -> None:
         begin = time.perf_counter()
@@ -326,11 +355,11 @@ def _slice(rows: Rows, part: slice) -> Rows:
 
 @contextmanager
 def _explaining(path: Path) -> Iterator[None]:
-    """Turn a full disk into the error that says so."""
+    """Turn a full or failing disk into the error that says so."""
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        remedy = "everything committed is safe: free space (or raise the quota) and run the same command again"
-        raise CacheError(f"{path}: {os.strerror(error.errno)} while writing; {remedy}") from error
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        remedy = "free space (or raise the quota)" if full else "check the disk and its permissions"
+        why = f"{path}: {error.strerror or error} while writing; everything committed is safe"
+        raise CacheError(f"{why}: {remedy} and run the same command again") from error

@@ -71,7 +71,9 @@ def write(
             for start in range(job.start, job.stop, batch):
                 part = slice(start, min(start + batch, job.stop))
                 some = cache.Rows(*(None if a is None else a[part] for a in rows))
-                writer.append(start, some, {layer: layers[layer][part] for layer in job.layers}, cursor={"at": part.stop})
+                writer.append(
+                    start, some, {layer: layers[layer][part] for layer in job.layers}, cursor={"at": part.stop}
+                )
         if finish:
             writer.finish()
 

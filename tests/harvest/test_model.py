@@ -10,10 +10,12 @@ from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
+    Gemma3Config,
     Gemma3TextConfig,
     GPT2Config,
     GPTNeoXConfig,
     LlamaConfig,
+    MixtralConfig,
     PretrainedConfig,
     PreTrainedModel,
     Qwen2Config,
@@ -156,7 +158,7 @@ def test_padding_changes_no_real_position(family: str) -> None:
     tokens_BT = tokens()
     lengths_B = torch.tensor([16, 9, 4])
     padded_BT = torch.where(torch.arange(16) < lengths_B[:, None], tokens_BT, 0)
-    x_BTD = model.residuals(padded_BT, lengths_B, layers=(3,))[3]
+    x_BTD = model.residuals(padded_BT, layers=(3,))[3]
     assert x_BTD.isfinite().all()
     for row, length in enumerate(lengths_B.tolist()):
         alone_TD = model.residuals(tokens_BT[row : row + 1, :length], layers=(3,))[3][0]
@@ -169,22 +171,18 @@ def test_whatever_fills_the_padding_real_positions_keep_their_bits(family: str) 
     tokens_BT = tokens()
     lengths_B = torch.tensor([16, 9, 4])
     real_BT = torch.arange(16) < lengths_B[:, None]
-    zeros_BTD = model.residuals(torch.where(real_BT, tokens_BT, 0), lengths_B, layers=(3,))[3]
-    other_BTD = model.residuals(torch.where(real_BT, tokens_BT, 5), lengths_B, layers=(3,))[3]
+    zeros_BTD = model.residuals(torch.where(real_BT, tokens_BT, 0), layers=(3,))[3]
+    other_BTD = model.residuals(torch.where(real_BT, tokens_BT, 5), layers=(3,))[3]
     assert torch.equal(zeros_BTD[real_BT], other_BTD[real_BT])
 
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family != "gemma2"])
-@pytest.mark.parametrize("padded", [False, True])
-def test_sdpa_equals_eager_within_rounding(family: str, padded: bool) -> None:
-    lengths_B = torch.tensor([16, 9, 4]) if padded else None
-    real_BT = torch.arange(16) < (lengths_B[:, None] if lengths_B is not None else 16)
-    real_BT = real_BT.expand(3, 16)
+def test_sdpa_equals_eager_within_rounding(family: str) -> None:
     for dtype, tolerance in ((torch.float32, 1e-4), (torch.bfloat16, 2**-5)):
         eager, sdpa = (build(family, attention, dtype) for attention in ("eager", "sdpa"))
         assert sdpa.model.config._attn_implementation == "sdpa"
-        x_BTD, y_BTD = (model.residuals(tokens(), lengths_B, layers=(3,))[3] for model in (eager, sdpa))
-        assert relative_error(y_BTD[real_BT], x_BTD[real_BT]) < tolerance
+        x_BTD, y_BTD = (model.residuals(tokens(), layers=(3,))[3] for model in (eager, sdpa))
+        assert relative_error(y_BTD, x_BTD) < tolerance
 
 
 def relative_error(got: Tensor, wanted: Tensor) -> float:
@@ -210,6 +208,28 @@ def test_a_layer_out_of_range_names_the_valid_ones() -> None:
         assert "\n" not in str(caught.value)
 
 
+def test_blocks_are_not_mistaken_for_experts_or_a_vision_tower() -> None:
+    """Both have module lists of the same length."""
+    experts = MixtralConfig(**_GROUPED, num_local_experts=N_LAYERS)
+    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": N_LAYERS, "num_attention_heads": 4}
+    both = Gemma3Config(
+        text_config={**_GROUPED, "head_dim": 8}, vision_config={**vision, "image_size": 28, "patch_size": 14}
+    )
+    for config, block in ((experts, "MixtralDecoderLayer"), (both, "Gemma3DecoderLayer")):
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+        assert [type(part).__name__ for part in find_blocks(model)] == [block] * N_LAYERS
+
+
+def test_a_block_that_gives_something_else_is_refused() -> None:
+    model = build.__wrapped__("llama")
+    model.blocks[1].register_forward_hook(lambda *_: {"hidden": None})
+    with pytest.raises(
+        HarvestError, match=r"block 1 \(LlamaDecoderLayer\) should have returned a tensor of \(3, 16, 32\)"
+    ):
+        model.residuals(tokens(), layers=(1,))
+
+
 def test_blocks_that_cannot_be_found_are_named() -> None:
     model = build.__wrapped__("llama").model
     model.config.num_hidden_layers = 7
@@ -224,6 +244,7 @@ def test_a_local_folder_is_known_by_its_content(saved: Path) -> None:
     assert not first.identity.random_weights
     assert len(first.identity.model_revision) == 40
     assert (first.n_layers, first.d_model, first.bos_token_id, first.vocab_size) == (N_LAYERS, D_MODEL, 2, VOCABULARY)
+    assert first.max_positions == 8192
     assert next(first.model.parameters()).dtype == torch.bfloat16
     built = build("gemma2", "eager")
     x, y = (model.residuals(tokens(), layers=(2,))[2] for model in (first, built))
@@ -275,3 +296,10 @@ def test_random_models_leave_the_global_generator_alone(saved: Path) -> None:
     torch.manual_seed(5)
     random_model(str(saved))
     assert torch.equal(torch.rand(1), wanted)
+
+
+def test_the_miniature_is_its_folder(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harvest.miniature.MODEL_PATH", saved)
+    loaded, folder = load_model("miniature"), load_model(str(saved))
+    assert loaded.identity.model == "miniature"
+    assert loaded.identity.model_revision == folder.identity.model_revision

@@ -17,6 +17,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 def unreachable_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A hub that refuses every connection, and an empty local hub cache."""
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     return tmp_path / "hub"
 
@@ -35,6 +36,12 @@ def test_without_a_network_the_model_and_the_three_remedies_are_named_within_sec
     text = one_line(caught)
     for part in ("google/gemma-2-2b", "accept its licence", "local folder", "MODEL=miniature"):
         assert part in text
+
+
+def test_offline_mode_gives_the_same_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(HarvestError, match="accept its licence"):
+        load_model("google/gemma-2-2b")
 
 
 def test_without_a_network_the_data_set_and_its_remedies_are_named() -> None:

@@ -1,0 +1,1 @@
+"""One script a claim; results with hardware and versions in results/."""

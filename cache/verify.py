@@ -1,0 +1,255 @@
+"""Hold every byte of a cache against what it must be.
+
+Nothing is left to chance: payloads and small chunks have checksums in the manifest, the manifest's own checksum stands
+in the group's attributes, the attributes carry a checksum of themselves, shard indices and array metadata are functions
+of what has been checked by then, and no other file may be there.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import google_crc32c
+import numpy as np
+
+from cache import bf16, finish, manifest, prepare
+from cache.errors import CacheError
+from cache.folder import MAX_JSON_BYTES, Folder
+from cache.layer_files import LayerFiles
+from cache.layout import LOCK, MANIFEST, ArraySpec, all_arrays, documents
+from cache.lock import WriterLock
+from cache.manifest import Commit, Manifest
+from cache.reader import consistent
+from cache.schema import CacheMeta, CacheState
+from cache.statistics import merge
+
+_BLOCK_BYTES: Final = 16 << 20  # what one thread maps at a time: enough to amortise, small enough to balance
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing that is wrong."""
+
+    file: str
+    what: str
+    shard: int | None = None
+    """The shard to write again, where that is the remedy."""
+    array: str = ""
+
+    def __str__(self) -> str:
+        """One line for people."""
+        return f"{self.file}: {self.what}"
+
+
+class Verification:
+    """One run over a cache; `findings` fills while `run` goes on."""
+
+    def __init__(self, folder: Folder) -> None:
+        """Point at a cache; nothing is read yet."""
+        self.folder = folder
+        self.findings: list[Finding] = []
+        self.total_bytes = 0
+        """Payload to be read, known once `run` has begun."""
+
+    def run(
+        self, progress: Callable[[int], object] = lambda nbytes: None, begin: Callable[[int], object] | None = None
+    ) -> list[Finding]:
+        """Check everything.
+
+        Args:
+            progress: told the number of payload bytes after each block.
+            begin: told the total before the first.
+        """
+        try:
+            meta, state = prepare.read_root(self.folder)
+            known, whole, content = manifest.load(self.folder, prepare.manifest_limit(meta, state))
+        except FileNotFoundError:
+            return self._found("zarr.json", "is missing: this is no cache, or it has lost its root; restore the file")
+        except CacheError as error:
+            return self._found("zarr.json or manifest.jsonl", str(error))
+        self._metadata(meta, state, known, whole, content)
+        try:
+            known = consistent(self.folder.name, meta, state, known)
+        except CacheError as error:
+            return self._found(MANIFEST, str(error))
+        if begin:
+            begin(sum(c.sequences for c in known.commits.values()) * meta.sequence_bytes * len(state.layers))
+        self._small_chunks(meta, state, known)
+        self._payload(meta, state, known, progress)
+        self._statistics(meta, state, known)
+        self._extra_files(meta, state, known)
+        return self.findings
+
+    def _metadata(self, meta: CacheMeta, state: CacheState, known: Manifest, whole: int, content: bytes) -> None:
+        if whole != len(content):
+            self._found(MANIFEST, f"ends in a torn line of {len(content) - whole} bytes: the next harvest cuts it off")
+        if state.complete and f"{google_crc32c.value(content):08x}" != state.manifest_crc32c:
+            self._found(MANIFEST, "is not the one the cache was completed with: restore it from a copy")
+        if not state.complete:
+            self._found("zarr.json", "the cache is not complete: run the same harvest again")
+        try:
+            finish.check_all_committed(Path(self.folder.name), meta, state, known)
+        except CacheError as error:
+            self._found(MANIFEST, str(error))
+        for file, wanted in documents(meta, state):
+            try:
+                found = self.folder.read(file, MAX_JSON_BYTES)
+            except FileNotFoundError:
+                found = b""
+            except CacheError as error:
+                self._found(file, str(error))
+                continue
+            if found != wanted:
+                self._found(
+                    file, "is missing" if not found else "is not what the cache's own description demands: edited"
+                )
+
+    def _small_chunks(self, meta: CacheMeta, state: CacheState, known: Manifest) -> None:
+        splits: dict[int, int] = {}
+        for shard, commit in known.commits.items():
+            chunks: dict[str, np.ndarray] = {}
+            for name, spec in all_arrays(meta, state).items():
+                if spec.kind in ("rows", "partial") and name in commit.crc32c:
+                    content = self._chunk(spec, shard, commit.crc32c[name])
+                    if content is not None:
+                        chunks[name] = np.frombuffer(content, spec.dtype).reshape(spec.chunk)[: commit.sequences]
+            if chunks.keys() >= {"tokens", "document", "split"}:
+                for what in _contradictions(chunks, splits):
+                    self._found(f"shard {shard}", what, shard, "document")
+        for name, spec in all_arrays(meta, state).items():
+            if spec.kind == "static" and name in known.static:
+                self._chunk(spec, None, known.static[name])
+
+    def _chunk(self, spec: ArraySpec, shard: int | None, digits: str) -> bytes | None:
+        try:
+            return finish.read_chunk(self.folder, spec.file(shard or 0), spec.chunk_bytes, digits)
+        except CacheError as error:
+            self._found(spec.file(shard or 0), str(error), shard, spec.name)
+            return None
+
+    def _payload(self, meta: CacheMeta, state: CacheState, known: Manifest, progress: Callable[[int], object]) -> None:
+        step = max(1, _BLOCK_BYTES // meta.sequence_bytes)
+        with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+            waiting: list[tuple[int, Future[list[Finding]]]] = []
+            for layer in state.layers:
+                files = LayerFiles(self.folder, meta, state, layer, verify=False)
+                for shard in sorted(known.commits):
+                    commit = known.commits[shard]
+                    if files.spec.name not in commit.crc32c or not self._opens(files, commit):
+                        progress(commit.sequences * meta.sequence_bytes)
+                        continue
+                    for a in range(0, commit.sequences, step):
+                        b = min(a + step, commit.sequences)
+                        waiting.append(((b - a) * meta.sequence_bytes, pool.submit(_block, files, commit, a, b)))
+                        if len(waiting) >= 16:
+                            self._collect(waiting.pop(0), progress)
+            for one in waiting:
+                self._collect(one, progress)
+
+    def _collect(self, one: tuple[int, Future[list[Finding]]], progress: Callable[[int], object]) -> None:
+        nbytes, future = one
+        self.findings += future.result()
+        progress(nbytes)
+
+    def _opens(self, files: LayerFiles, commit: Commit) -> bool:
+        try:
+            os.close(files.open(commit))
+        except CacheError as error:
+            self._found(files.spec.file(commit.shard), str(error), commit.shard, files.spec.name)
+            return False
+        return True
+
+    def _statistics(self, meta: CacheMeta, state: CacheState, known: Manifest) -> None:
+        if not state.complete or self.findings:
+            return  # the merged statistics follow from chunks that must be whole first
+        for layer in state.layers:
+            partials = finish.read_partials(self.folder, meta, state, known, layer)
+            merged = merge(partials, meta.context, meta.d_model)
+            for name, content in finish.merged_files(meta, layer, merged):
+                spec = all_arrays(meta, state)[name]
+                if self.folder.read(spec.file(), spec.chunk_bytes) != content:
+                    self._found(spec.file(), "is not the sum of the shards' statistics: run the same harvest again")
+
+    def _extra_files(self, meta: CacheMeta, state: CacheState, known: Manifest) -> None:
+        wanted = {file for file, _ in documents(meta, state)} | {MANIFEST, LOCK}
+        for name, spec in all_arrays(meta, state).items():
+            if spec.kind == "static":
+                wanted.add(spec.file())
+            else:
+                wanted |= {spec.file(shard) for shard in known.commits if known.has(shard, name)}
+        for file in self.folder.walk():
+            if file not in wanted:
+                self._found(file, "is not part of this cache: remove it")
+
+    def _found(self, file: str, what: str, shard: int | None = None, array: str = "") -> list[Finding]:
+        what = what.removeprefix(f"{self.folder.name}/{file} ").removeprefix(f"{self.folder.name}/{file}: ")
+        self.findings.append(Finding(file=file, what=what, shard=shard, array=array))
+        return self.findings
+
+
+def drop_damaged(path: Path, findings: list[Finding]) -> list[int]:
+    """Take damaged shards out of the manifest, so that the next harvest writes them again; returns their numbers.
+
+    Raises:
+        CacheError: a harvest is writing the cache; its metadata itself is damaged.
+    """
+    pairs = {(finding.shard, finding.array) for finding in findings if finding.shard is not None}
+    if not pairs:
+        return []
+    lock = WriterLock(path)
+    try:
+        meta, state = prepare.read_root(Folder(path))
+        known = manifest.load(Folder(path), prepare.manifest_limit(meta, state))[0]
+        pairs_of_units = prepare.whole_units(known, {(shard, array) for shard, array in pairs if shard is not None})
+        prepare.reopen(
+            path, meta, replace(state, complete=False, manifest_crc32c=""), manifest.without(known, pairs_of_units)
+        )
+    finally:
+        lock.close()
+    return sorted({shard for shard, _ in pairs_of_units})
+
+
+def _block(files: LayerFiles, commit: Commit, a: int, b: int) -> list[Finding]:
+    """Checksum and finiteness of sequences [a, b) of a shard."""
+    file, name, wanted = files.spec.file(commit.shard), files.spec.name, commit.checksums(files.spec.name)
+    found = []
+    for number, sequence in _sequences(files, commit, a, b):
+        if isinstance(sequence, CacheError):
+            what = str(sequence)
+        elif google_crc32c.value(sequence.reshape(-1).view(np.uint8)) != wanted[number]:
+            what = f"sequence {number} of the shard does not match its checksum: damaged"
+        elif sequence.dtype == np.uint16 and bf16.has_nonfinite(sequence):
+            rows = np.flatnonzero(~np.isfinite(bf16.to_float32(sequence)).all(-1))
+            what = f"sequence {number} of the shard is NaN or infinite at positions {rows.tolist()[:8]}"
+        else:
+            continue
+        found.append(Finding(file=file, what=what, shard=commit.shard, array=name))
+    return found
+
+
+def _sequences(files: LayerFiles, commit: Commit, a: int, b: int) -> Iterator[tuple[int, np.ndarray | CacheError]]:
+    if files.codec.mapped:
+        yield from zip(range(a, b), files.read(commit, a, b), strict=True)
+        return
+    for number in range(a, b):
+        try:
+            yield number, files.read(commit, number, number + 1)[0]
+        except CacheError as error:
+            yield number, error
+
+
+def _contradictions(chunks: dict[str, np.ndarray], splits: dict[int, int]) -> Iterator[str]:
+    """What tokens, documents and splits of a shard say against each other, and against earlier shards."""
+    document, split = chunks["document"], chunks["split"]
+    if not np.isin(split, (0, 1)).all():
+        yield "split has values other than 0 (train) and 1 (held-out)"
+    if (chunks["tokens"][document >= 0] < 0).any():
+        yield "tokens has negative ids inside a document"
+    member = document >= 0
+    pairs = np.unique(np.stack([document, np.broadcast_to(split[:, None], document.shape)], -1)[member], axis=0)
+    leaked = sorted({int(d) for d, s in pairs.tolist() if splits.setdefault(d, s) != s})
+    if leaked:
+        yield f"documents {leaked[:8]} are in both the train and the held-out split"

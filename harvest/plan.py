@@ -1,0 +1,92 @@
+"""What a harvest will cost, said before it begins; what cannot fit is refused."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cache
+from cache.layout import layer_arrays, row_arrays
+from harvest.errors import HarvestError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Work that is still to be done by all processes."""
+
+    meta: cache.CacheMeta
+    layers: tuple[int, ...]
+    jobs: Sequence[cache.Job]
+    total_shards: int
+    seconds_per_sequence: float
+    """Of one process, measured."""
+    world_size: int
+    path: Path
+
+    @property
+    def sequences(self) -> int:
+        """Sequences to run the model on."""
+        return sum(job.stop - job.start for job in self.jobs)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes to be written."""
+        total = 0
+        for job in self.jobs:
+            arrays = {k: v for layer in job.layers for k, v in layer_arrays(self.meta, job.stop, layer).items()}
+            arrays |= row_arrays(self.meta, job.stop) if job.rows else {}
+            for spec in arrays.values():
+                whole = spec.kind != "residuals"
+                index = 0 if whole else 16 * self.meta.shard_sequences + 4
+                total += spec.chunk_bytes if whole else (job.stop - job.start) * spec.item_bytes + index
+        return total
+
+    @property
+    def free(self) -> int:
+        """Bytes free on the disk of the cache."""
+        folder = self.path.resolve()
+        while not folder.exists():
+            folder = folder.parent
+        return shutil.disk_usage(folder).free
+
+    def check(self) -> None:
+        """Refuse what cannot fit.
+
+        Raises:
+            HarvestError: with what is needed, what is free, and how many tokens would fit.
+        """
+        needed, free = self.nbytes, self.free
+        if needed > free:
+            fit = int(self.sequences * self.meta.context * free / needed * 0.95)
+            raise HarvestError(
+                f"{self.path} needs {needed / 1e9:,.2f} GB, its disk has {free / 1e9:,.2f} GB free: free some space,"
+                f" use another CACHE, or ask for at most {fit:,} TOKENS more"
+            )
+
+    def __str__(self) -> str:
+        """The plan, for people."""
+        meta, done = self.meta, self.total_shards - len(self.jobs)
+        there = f" ({done:,} of {self.total_shards:,} are there already)" if done else ""
+        seconds = self.seconds_per_sequence / self.world_size
+        layers = ", ".join(map(str, self.layers))
+        text = ", ".join(source.dataset for source in meta.sources)
+        sequences = f"{self.sequences:,} sequences in {len(self.jobs):,} shards{there}"
+        lines = [
+            f"harvest  {meta.model} @ {meta.model_revision[:12]} → {self.path}",
+            f"  layers   {layers} (blocks.L.hook_{meta.hook}), {meta.d_model} × bfloat16 a token",
+            f"  text     {text} ({meta.packing}, context {meta.context})",
+            f"  tokens   {self.sequences * meta.context:,}: {sequences}",
+            f"  disk     {self.nbytes / 1e9:,.2f} GB to write, {self.free / 1e9:,.1f} GB free",
+            f"  time     about {_duration(seconds * self.sequences)} at {meta.context / seconds:,.0f} tokens/s"
+            + (f" on {self.world_size} processes" if self.world_size > 1 else ""),
+        ]
+        if self.meta.random_weights:
+            lines.insert(1, "  WARNING  random weights and random tokens: for speed measurements alone")
+        return "\n".join(lines)
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("hours", 3600), ("minutes", 60)):
+        if seconds >= size * 1.5:
+            return f"{seconds / size:,.1f} {unit}"
+    return f"{seconds:.0f} seconds"
