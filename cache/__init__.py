@@ -14,9 +14,8 @@ from typing import Any
 
 from cache import bf16
 from cache.errors import CacheError
-from cache.folder import Folder
 from cache.reader import CacheReader, LayerReader, Verify
-from cache.remote import RemoteFolder
+from cache.remote import folder_at
 from cache.schema import CacheMeta, Source
 from cache.shard_writer import Job, Rows
 from cache.writer import CacheWriter
@@ -48,7 +47,5 @@ def open(
     Raises:
         CacheError: no cache, incomplete, damaged, or of a newer format; of a URL also not allowed, or out of reach.
     """
-    if "://" not in path:
-        return CacheReader(Folder(path), follow=follow, verify=verify)
-    folder = RemoteFolder(path, staging=staging, staging_bytes=staging_bytes, storage_options=storage_options)
+    folder = folder_at(path, staging=staging, staging_bytes=staging_bytes, storage_options=storage_options)
     return CacheReader(folder, follow=follow, verify=verify)

@@ -12,7 +12,7 @@ import cache
 from cache import describe, export, repack, verify
 from cache.codecs import CODECS
 from cache.errors import CacheError
-from cache.folder import Folder
+from cache.remote import folder_at
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -47,7 +47,7 @@ def _du(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    check = verify.Verification(Folder(arguments.path))
+    check = verify.Verification(folder_at(arguments.path))
     with tqdm(unit="B", unit_scale=True, desc="verify", disable=None) as bar:
         findings = check.run(bar.update, lambda total: bar.reset(total))
     for finding in findings:
@@ -56,6 +56,8 @@ def _verify(arguments: argparse.Namespace) -> int:
         print(f"{arguments.path}: every byte is as it should be")
         return 0
     print(f"{arguments.path}: {len(findings)} findings", file=sys.stderr)
+    if arguments.drop_damaged and "://" in arguments.path:
+        raise CacheError(f"{arguments.path} is remote: only a local cache can be mended; fetch it first")
     if arguments.drop_damaged:
         dropped = verify.drop_damaged(Path(arguments.path), findings)
         print(f"dropped shards {dropped}: the harvest that made this cache will write them again", file=sys.stderr)

@@ -21,7 +21,7 @@ def usage(reader: CacheReader) -> dict[str, int]:
     return dict(sizes)
 
 
-def readable(nbytes: float) -> str:
+def readable(nbytes: int | float) -> str:
     """Bytes in the unit that suits them, decimal as disks are sold."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if nbytes < 1000:

@@ -200,6 +200,23 @@ class RemoteFolder(Folder):
                 wait(pieces)  # none may write to the descriptor once it is closed
 
 
+def folder_at(
+    path: str,
+    *,
+    staging: str | os.PathLike[str] | None = None,
+    staging_bytes: int | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> Folder:
+    """The files of a cache, wherever it lies; the options are those of `RemoteFolder` and mean nothing to a local one.
+
+    Raises:
+        CacheError: a URL that cannot be read here.
+    """
+    if "://" not in path:
+        return Folder(path)
+    return RemoteFolder(path, staging=staging, staging_bytes=staging_bytes, storage_options=storage_options)
+
+
 class _Ahead(NamedTuple):
     """How many files one process stages ahead at a time."""
 

@@ -31,7 +31,7 @@ _IN_USE: Final = 2**63  # later than any time: a file that is being fetched is n
 _CACHE_NAME: Final = re.compile(r"[0-9a-f]{32}")
 _FILE_NAME: Final = re.compile(r"[a-z0-9_.]+\.[0-9a-f]{16}(\.partial)?")
 
-Check = Callable[[int], None]
+Action = Callable[[int], None]  # takes a descriptor
 
 
 class Staging:
@@ -59,7 +59,7 @@ class Staging:
         self.most = most
         self._good: dict[str, tuple[int, int, int]] = {}
 
-    def open(self, name: str, size: int, *, fetch: Check, check: Check) -> int:
+    def open(self, name: str, size: int, *, fetch: Action, check: Action) -> int:
         """A read-only descriptor of a local copy, to be closed by the caller.
 
         Args:
@@ -84,7 +84,7 @@ class Staging:
                 if descriptor is not None:
                     return descriptor
 
-    def _staged(self, name: str, check: Check) -> int | None:
+    def _staged(self, name: str, check: Action) -> int | None:
         """A copy that is there and good; one that is not good is dropped."""
         try:
             descriptor = Folder(self.root).open(name)
@@ -108,7 +108,7 @@ class Staging:
             raise
         return descriptor
 
-    def _fetched(self, name: str, size: int, fetch: Check) -> int | None:
+    def _fetched(self, name: str, size: int, fetch: Action) -> int | None:
         """Fetch a file, alone among all threads and processes; None when another has come first."""
         path = self.root / name
         with self._turn(path) as partial:

@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
-import fsspec
+import fsspec.core
 
 from cache.errors import CacheError
 
@@ -149,7 +149,7 @@ class Store:
     def _connect(self) -> _Connection:
         protocol = re.split("://|::", self.url)[0]
         try:
-            files, root = fsspec.url_to_fs(self.url, **self._options)
+            files, root = fsspec.core.url_to_fs(self.url, **self._options)
         except ImportError as error:
             package = "'silo-sae[s3]'" if protocol in ("s3", "s3a") else f"the package for {protocol}://"
             raise CacheError(

@@ -91,7 +91,7 @@ class Verification:
         if not state.complete:
             self._found("zarr.json", "the cache is not complete: run the same harvest again")
         try:
-            finish.check_all_committed(Path(self.folder.name), meta, state, known)
+            finish.check_all_committed(self.folder.name, meta, state, known)
         except CacheError as error:
             self._found(MANIFEST, str(error))
         for file, wanted in documents(meta, state):
