@@ -30,7 +30,7 @@ test-newest-zarr: ## run the cache's tests on Python 3.12 with the newest zarr (
 
 $(VENV)-newest/.ready: pyproject.toml
 	python3.12 -m venv $(VENV)-newest
-	$(VENV)-newest/bin/pip install --quiet 'zarr>=3.2' numcodecs numpy ml_dtypes google-crc32c fsspec jaxtyping tqdm \
+	$(VENV)-newest/bin/pip install --quiet 'zarr>=3.2' numcodecs numpy ml_dtypes crc32c fsspec jaxtyping tqdm \
 		beartype hypothesis 'pytest>=9' pytest-xdist tensorstore
 	@touch $@
 

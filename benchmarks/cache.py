@@ -21,10 +21,11 @@ import zarr
 import cache
 from benchmarks.measure import Timing, interleaved, machine, table
 from cache import bf16, layout, manifest
+from cache.checksum import checksums
 from cache.folder import Folder
 from cache.lock import WriterLock
 from cache.schema import CacheState
-from cache.shards import checksums, index_bytes
+from cache.shards import index_bytes
 from cache.statistics import Moments, moments, row_masks
 from cache.verify import Verification
 
@@ -207,7 +208,7 @@ def sparse_terabyte(path: Path) -> None:
     lock.close()
 
 
-_OPEN = """
+OPEN = """
 import sys, time, cache
 
 def peak():
@@ -264,7 +265,7 @@ def measure_memory(folder: Path, path: Path) -> Iterator[list[str]]:
     shutil.rmtree(folder / "peak")
     terabyte = folder / "terabyte"
     sparse_terabyte(terabyte)
-    taken, before, after, _ = (float(x) for x in _python(_OPEN, str(terabyte)).split())
+    taken, before, after, _ = (float(x) for x in _python(OPEN, str(terabyte)).split())
     yield ["open a 1 TB cache (3,311 shards) and read a sequence: time", f"{taken:.3f} s", "–", "–", "–", "< 1 s"]
     yield [
         "… resident memory, of which before opening",

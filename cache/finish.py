@@ -7,17 +7,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import google_crc32c
 import numpy as np
 
 from cache import atomic, manifest
+from cache.checksum import hex_digits
 from cache.errors import CacheError
 from cache.folder import Folder
 from cache.layout import MANIFEST, all_arrays, merged_arrays
 from cache.manifest import Manifest
 from cache.prepare import manifest_limit, write_documents
 from cache.schema import CacheMeta, CacheState
-from cache.shards import checksums
 from cache.statistics import LayerStatistics, merge
 
 
@@ -48,10 +47,10 @@ def complete(
         merged = merge(read_partials(folder, meta, state, known, layer), meta.context, meta.d_model)
         for name, content in merged_files(meta, layer, merged):
             atomic.write_file(root, merged_arrays(meta, layer)[name].file(), content, sync=sync)
-            static[name] = _digits(content)
+            static[name] = hex_digits(content)
     known = Manifest(commits=known.commits, static=static)
     atomic.write_file(root, MANIFEST, known.content(), sync=sync)
-    state = replace(state, manifest_crc32c=f"{google_crc32c.value(known.content()):08x}")
+    state = replace(state, manifest_crc32c=hex_digits(known.content()))
     write_documents(root, meta, replace(state, complete=True), root_first=False, sync=sync)
     return state
 
@@ -104,7 +103,7 @@ def read_chunk(folder: Folder, file: str, size: int, digits: str | None) -> byte
         content = folder.read(file, size)
     except FileNotFoundError:
         content = b""
-    if len(content) != size or (digits is not None and _digits(content) != digits):
+    if len(content) != size or (digits is not None and hex_digits(content) != digits):
         what = "is missing" if not content else "does not match the manifest: damaged"
         raise CacheError(f"{folder.name}/{file} {what}; restore it from a copy, or drop the shard and harvest again")
     return content
@@ -119,8 +118,4 @@ def merged_files(meta: CacheMeta, layer: int, merged: LayerStatistics) -> Iterat
 def _quantisation(folder: Folder, meta: CacheMeta, state: CacheState) -> Iterator[tuple[str, str]]:
     for name, spec in all_arrays(meta, replace(state, complete=False)).items():
         if spec.kind == "static":
-            yield name, _digits(folder.read(spec.file(), spec.chunk_bytes))
-
-
-def _digits(content: bytes) -> str:
-    return manifest.to_hex(checksums(np.frombuffer(content, np.uint8)[None]))
+            yield name, hex_digits(folder.read(spec.file(), spec.chunk_bytes))

@@ -14,6 +14,7 @@ from functools import cached_property
 import numpy as np
 
 from cache import finish
+from cache.checksum import crc32c
 from cache.codecs import CODECS
 from cache.errors import CacheError
 from cache.folder import Folder
@@ -21,7 +22,7 @@ from cache.layout import all_arrays, layer_arrays
 from cache.manifest import Commit, from_hex
 from cache.quantise import Quantiser
 from cache.schema import CacheMeta, CacheState
-from cache.shards import check_shard, checksums, map_items
+from cache.shards import check_shard, map_items
 
 _Stamp = tuple[int, int, int]
 
@@ -133,7 +134,7 @@ class LayerFiles:
 
         def one(i: int) -> None:
             stored = os.pread(descriptor, int(starts[i + 1] - starts[i]), int(starts[i]))
-            if int(checksums(np.frombuffer(stored, np.uint8)[None])[0]) != stored_crc32c[i]:
+            if crc32c(stored) != stored_crc32c[i]:
                 raise _damaged(self, commit.shard, i)
             self.codec.decode(stored, out[i - a])
 
@@ -159,7 +160,7 @@ class LayerFiles:
             return
         wanted = commit.checksums(self.spec.name)
         for number in fresh:
-            if checksums(sequences[number - numbers[0]][None])[0] != wanted[number]:
+            if crc32c(sequences[number - numbers[0]]) != wanted[number]:
                 raise _damaged(self, commit.shard, int(number))
         self._verified[commit.shard][fresh] = True
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import google_crc32c
 import numpy as np
 from jaxtyping import UInt32, UInt64
 
+from cache.checksum import crc32c
 from cache.errors import CacheError
 from cache.folder import Folder, parse_json
 from cache.layout import MANIFEST, PARTIAL
@@ -185,14 +185,14 @@ def without(manifest: Manifest, drop: Iterable[tuple[int, str]]) -> Manifest:
 
 def _line(body: Mapping[str, Any]) -> bytes:
     text = canonical(body)[:-1]  # sorted keys would put the checksum first; it must close the line
-    return text + b',"crc32c":"%08x"}\n' % google_crc32c.value(text)
+    return text + b',"crc32c":"%08x"}\n' % crc32c(text)
 
 
 def _parse_line(line: bytes, place: str) -> dict[str, Any]:
     remedy = "delete the line: the next harvest writes that shard again"
     end = _END.fullmatch(line[-_END_BYTES:])
     text = line[:-_END_BYTES]
-    if len(line) > _MAX_LINE or end is None or b"%08x" % google_crc32c.value(text) != end[1]:
+    if len(line) > _MAX_LINE or end is None or b"%08x" % crc32c(text) != end[1]:
         raise CacheError(f"{place} does not match its own checksum: damaged or edited; {remedy}")
     body = parse_json(text + b"}", place)
     if not isinstance(body, dict):

@@ -129,9 +129,9 @@ def whole_units(known: Manifest, lost: set[tuple[int, str]]) -> set[tuple[int, s
 
 def jobs(meta: CacheMeta, state: CacheState, known: Manifest) -> Iterator[Job]:
     """Shards that are still owed, in order."""
-    s = meta.shard_sequences
+    s, arrays = meta.shard_sequences, {layer: _shard_arrays(meta, layer) for layer in state.layers}
     for shard in range(state.shards(s)):
-        missing = tuple(x for x in state.layers if not all(known.has(shard, a) for a in _shard_arrays(meta, x)))
+        missing = tuple(x for x in state.layers if not all(known.has(shard, a) for a in arrays[x]))
         rows = not known.has(shard, "tokens")
         if missing or rows:
             layers = state.layers if rows else missing

@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
-import google_crc32c
 import numpy as np
 from jaxtyping import Int, Int32, UInt8, UInt16
 
 from cache import bf16, finish, manifest, prepare
+from cache.checksum import hex_digits
 from cache.codecs import CODECS
 from cache.errors import CacheError
 from cache.folder import Folder
@@ -72,7 +72,7 @@ class CacheReader:
     def _load(self) -> Manifest:
         known, _, content = manifest.load(self.folder, prepare.manifest_limit(self.meta, self.state))
         if self.state.complete:
-            if f"{google_crc32c.value(content):08x}" != self.state.manifest_crc32c:
+            if hex_digits(content) != self.state.manifest_crc32c:
                 raise CacheError(
                     f"{self.folder.name}/{MANIFEST} is not the one the cache was completed with: restore it"
                 )

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, Final, NamedTuple
 
-import google_crc32c
 import numpy as np
 
 from cache import atomic, manifest, prepare
+from cache.checksum import crc32c
 from cache.errors import CacheError
 from cache.folder import MAX_JSON_BYTES, Folder, parse_json
 from cache.layout import DOCUMENT, MANIFEST, all_arrays
@@ -262,8 +262,8 @@ class _Contents:
         except CacheError as error:
             raise _DamagedError(str(error)) from error
         start = 0
-        for number, (length, crc32c) in enumerate(zip(self.lengths.tolist(), self.crc32c.tolist(), strict=True)):
-            if google_crc32c.value(os.pread(descriptor, length, start)) != crc32c:
+        for number, (length, wanted) in enumerate(zip(self.lengths.tolist(), self.crc32c.tolist(), strict=True)):
+            if crc32c(os.pread(descriptor, length, start)) != wanted:
                 raise _DamagedError(f"{where}: item {number} does not match its checksum")
             start += length
 
@@ -293,10 +293,10 @@ class _Expected:
             return None
         if spec.kind != "residuals":
             return _Contents(np.array([spec.chunk_bytes]), commit.checksums(name), 0)
-        lengths, crc32c = commit.lengths(name, spec.item_bytes), _stored_checksums(commit, name)
-        if len(lengths) != len(crc32c) or len(lengths) > self.meta.shard_sequences:
+        lengths, checksums = commit.lengths(name, spec.item_bytes), _stored_checksums(commit, name)
+        if len(lengths) != len(checksums) or len(lengths) > self.meta.shard_sequences:
             raise CacheError(f"{MANIFEST}: shard {shard} of {name} does not fit zarr.json: damaged; restore it")
-        return _Contents(lengths, crc32c, self.meta.shard_sequences)
+        return _Contents(lengths, checksums, self.meta.shard_sequences)
 
 
 def _stored_checksums(commit: Commit, name: str) -> np.ndarray:

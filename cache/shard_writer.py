@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cache import atomic, bf16, manifest
+from cache import atomic, bf16, checksum, manifest
 from cache.codecs import CODECS
 from cache.errors import CacheError
 from cache.layout import ArraySpec, layer_arrays, row_arrays
 from cache.quantise import Quantiser
 from cache.schema import CacheMeta
-from cache.shards import checksums, index_bytes
+from cache.shards import index_bytes
 from cache.statistics import Moments, ShardStatistics, moments, row_masks
 
 
@@ -154,7 +154,7 @@ class ShardWriter:
                 stored[one.spec.name] = manifest.Stored(lengths=tuple(one.lengths), crc32c=digits)
         for name, content in files.items():
             renames.append(self._small_file(specs[name].file(self.job.shard), content))
-            crc32c[name] = manifest.to_hex(checksums(np.frombuffer(content, np.uint8)[None]))
+            crc32c[name] = checksum.hex_digits(content)
         self._publish(renames)
         commit = manifest.Commit(
             shard=self.job.shard, sequences=self.done, crc32c=crc32c, stored=stored, cursor=self.cursor
@@ -176,7 +176,7 @@ class ShardWriter:
         else:
             encoded = list(self.pool.map(self.codec.encode, stored))
             lengths = [len(sequence) for sequence in encoded]
-            one.stored_crc32c.append(np.array([checksums(np.frombuffer(e, np.uint8)[None])[0] for e in encoded]))
+            one.stored_crc32c.append(np.array([checksum.crc32c(e) for e in encoded], np.uint32))
             atomic.write_all(one.descriptor, b"".join(encoded), offset)
         one.lengths += lengths
 
@@ -233,7 +233,7 @@ def _check(
                 moments(bf16.to_float32(sequence).astype(np.float64)[None], mask[b : b + 1].astype(np.float64))
             )
     part = given or Moments(*[np.concatenate(arrays) for arrays in zip(*parts, strict=True)])
-    return checksums(stored), part
+    return checksum.checksums(stored), part
 
 
 def _padded(spec: ArraySpec, values: np.ndarray) -> bytes:

@@ -11,10 +11,10 @@ import sys
 from contextlib import suppress
 from typing import Any, Final
 
-import google_crc32c
 import numpy as np
-from jaxtyping import UInt32, UInt64
+from jaxtyping import UInt64
 
+from cache.checksum import crc32c
 from cache.errors import CacheError
 
 _EMPTY: Final = 2**64 - 1
@@ -29,7 +29,7 @@ def index_bytes(lengths: UInt64[np.ndarray, " n"], slots: int) -> bytes:
     index[: len(lengths), 0] = ends - lengths
     index[: len(lengths), 1] = lengths
     raw = index.tobytes()
-    return raw + int(google_crc32c.value(raw)).to_bytes(4, "little")
+    return raw + crc32c(raw).to_bytes(4, "little")
 
 
 def check_shard(descriptor: int, lengths: UInt64[np.ndarray, " n"], slots: int, path: str) -> None:
@@ -83,8 +83,3 @@ def map_items(
         with suppress(OSError):  # kernels before 5.14 have no such advice; then the pages come as they are touched
             mapping.madvise(_MADV_POPULATE_READ)
     return np.frombuffer(mapping, dtype, count=count, offset=start - base)
-
-
-def checksums(items: np.ndarray) -> UInt32[np.ndarray, " n"]:
-    """crc32c (Castagnoli) of each item along the first axis of a C-contiguous array."""
-    return np.array([google_crc32c.value(item.reshape(-1).view(np.uint8)) for item in items], np.uint32)

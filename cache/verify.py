@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-import google_crc32c
 import numpy as np
 
 from cache import bf16, finish, manifest, prepare
+from cache.checksum import crc32c, hex_digits
 from cache.errors import CacheError
 from cache.folder import MAX_JSON_BYTES, Folder
 from cache.layer_files import LayerFiles
@@ -86,7 +86,7 @@ class Verification:
     def _metadata(self, meta: CacheMeta, state: CacheState, known: Manifest, whole: int, content: bytes) -> None:
         if whole != len(content):
             self._found(MANIFEST, f"ends in a torn line of {len(content) - whole} bytes: the next harvest cuts it off")
-        if state.complete and f"{google_crc32c.value(content):08x}" != state.manifest_crc32c:
+        if state.complete and hex_digits(content) != state.manifest_crc32c:
             self._found(MANIFEST, "is not the one the cache was completed with: restore it from a copy")
         if not state.complete:
             self._found("zarr.json", "the cache is not complete: run the same harvest again")
@@ -219,7 +219,7 @@ def _block(files: LayerFiles, commit: Commit, a: int, b: int) -> list[Finding]:
     for number, sequence in _sequences(files, commit, a, b):
         if isinstance(sequence, CacheError):
             what = str(sequence)
-        elif google_crc32c.value(sequence.reshape(-1).view(np.uint8)) != wanted[number]:
+        elif crc32c(sequence) != wanted[number]:
             what = f"sequence {number} of the shard does not match its checksum: damaged"
         elif sequence.dtype == np.uint16 and bf16.has_nonfinite(sequence):
             rows = np.flatnonzero(~np.isfinite(bf16.to_float32(sequence)).all(-1))

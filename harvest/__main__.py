@@ -55,7 +55,7 @@ def _harvest(arguments: argparse.Namespace) -> int:
     from harvest.run import Harvest
 
     if not sys.stderr.isatty():
-        logging.disable_progress_bar()  # a log file has no use for it
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # a log file has no use for it
     ranks = Ranks.join(device)
     try:
         reader = Harvest(config, ranks).run(dry_run=arguments.dry_run, say=print)

@@ -54,7 +54,7 @@ def test_windows_are_consecutive_positions(stored: cache.CacheReader) -> None:
 def test_a_window_never_crosses_a_document_or_enters_padding(small: Path) -> None:
     pytest.importorskip("torch")
     layer = cache.open(str(small)).layer(3)
-    with pytest.raises(ValueError, match="window 0 .* does not lie within one document"):
+    with pytest.raises(ValueError, match=r"window 0 .* does not lie within one document"):
         layer.windows(np.array([1]), np.array([T // 2 - 1]), 2)
     with pytest.raises(ValueError, match="does not lie within one document"):
         layer.windows(np.array([3]), np.array([T - 2]), 2)  # sequence 3 ends in padding
