@@ -14,10 +14,10 @@ from typing import Any
 
 from cache import bf16
 from cache.errors import CacheError
+from cache.jobs import Job, Rows
 from cache.reader import CacheReader, LayerReader, Verify
 from cache.remote import folder_at
 from cache.schema import CacheMeta, Source
-from cache.shard_writer import Job, Rows
 from cache.writer import CacheWriter
 
 __all__ = ["CacheError", "CacheMeta", "CacheReader", "CacheWriter", "Job", "LayerReader", "Rows", "Source", "open"]

@@ -15,11 +15,10 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import UInt32, UInt64
 
-from cache.checksum import crc32c
+from cache.checksum import canonical, crc32c
 from cache.errors import CacheError
 from cache.folder import Folder, parse_json
 from cache.layout import MANIFEST, PARTIAL
-from cache.schema import canonical
 
 MAX_CURSOR_BYTES: Final = 1 << 16
 _MAX_LINE: Final = 1 << 28

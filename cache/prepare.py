@@ -15,6 +15,7 @@ import numpy as np
 from cache import atomic, manifest
 from cache.errors import CacheError
 from cache.folder import Folder
+from cache.jobs import Job, Rows
 from cache.layout import (
     DOCUMENT,
     LOCK,
@@ -29,7 +30,6 @@ from cache.layout import (
 )
 from cache.manifest import Manifest
 from cache.schema import CacheMeta, CacheState, check_shards, from_attributes
-from cache.shard_writer import Job, Rows
 from cache.shards import check_shard
 
 
@@ -176,7 +176,9 @@ def _length(meta: CacheMeta, old: CacheState, known: Manifest, asked: int) -> in
     if old.complete:
         return max(old.sequences, asked)
     ends = [commit.shard * meta.shard_sequences + commit.sequences for commit in known.commits.values()]
-    return max([asked, *ends])
+    return max(
+        [asked, *(end for end in ends if end <= old.sequences)]
+    )  # what lies beyond the plan is no commit of ours
 
 
 def _stale(folder: Folder, meta: CacheMeta, state: CacheState, known: Manifest) -> Iterator[tuple[int, str]]:

@@ -14,10 +14,10 @@ import numpy as np
 from cache import bf16
 from cache.codecs import CODECS
 from cache.errors import CacheError
+from cache.jobs import Job, Rows
 from cache.quantise import Quantiser
 from cache.reader import CacheReader
 from cache.schema import with_layout
-from cache.shard_writer import Job, Rows
 from cache.writer import CacheWriter
 
 _BATCH_BYTES: Final = 32 << 20

@@ -7,21 +7,20 @@ Shapes: N sequences, T positions (context), D d_model, S sequences a shard.
 import hashlib
 import json
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Final
 
+from cache.checksum import canonical
 from cache.codecs import CODECS
 from cache.errors import CacheError
+from cache.fields import MAX_TEXT, check_text, is_int, is_real, refuse, short
 
 FORMAT_VERSION: Final = 1
 MAX_LAYERS: Final = 256
-MAX_TEXT: Final = 4096
 MAX_SEQUENCES: Final = 2**40
-MAX_SHARDS: Final = (
-    2**20
-)  # files a layer: more are unusable on any file system, and a bound on what a stranger can make us do
+# Files a layer: more are unusable on any file system, and a stranger's metadata may not keep us busy for hours.
+MAX_SHARDS: Final = 2**18
 MAX_SHARD_BYTES: Final = 2**31  # a single write() ends at 2 GiB; larger shards also defeat staging and resume
 # Refused by name when a second request differs: these decide what the numbers in the cache are.
 IDENTITY: Final = (
@@ -65,7 +64,7 @@ class Source:
 
     def __post_init__(self) -> None:
         """Give a whole-number weight its one JSON form, so that 1 and 1.0 are the same cache."""
-        if _is_int(self.weight) and _is_real(self.weight):
+        if is_int(self.weight) and is_real(self.weight):
             object.__setattr__(self, "weight", float(self.weight))
 
 
@@ -118,25 +117,25 @@ class CacheMeta:
         Raises:
             CacheError: naming the field, what it must be and what came.
         """
-        if _is_int(self.held_out_fraction) and _is_real(self.held_out_fraction):
+        if is_int(self.held_out_fraction) and is_real(self.held_out_fraction):
             object.__setattr__(self, "held_out_fraction", float(self.held_out_fraction))
         _check_texts(self)
         _check_numbers(self)
         if self.packing not in PACKINGS:
-            _refuse("packing", f"one of {', '.join(PACKINGS)}", self.packing)
+            refuse("packing", f"one of {', '.join(PACKINGS)}", self.packing)
         if self.hook != "resid_post":
-            _refuse("hook", "'resid_post'", self.hook)
+            refuse("hook", "'resid_post'", self.hook)
         if self.codec not in CODECS:
-            _refuse("codec", f"one of {', '.join(CODECS)}", self.codec)
+            refuse("codec", f"one of {', '.join(CODECS)}", self.codec)
         if self.quantisation not in QUANTISATIONS or (CODECS[self.codec].quantised and self.quantisation == "none"):
-            _refuse("quantisation", f"one of {', '.join(QUANTISATIONS)}, and int8 under codec int8", self.quantisation)
+            refuse("quantisation", f"one of {', '.join(QUANTISATIONS)}, and int8 under codec int8", self.quantisation)
         if not _HEX40.fullmatch(self.model_revision):
             why = "a branch name would let two different caches share one description"
-            _refuse("model_revision", f"a 40-hex commit ({why})", self.model_revision)
+            refuse("model_revision", f"a 40-hex commit ({why})", self.model_revision)
         if not _HEX64.fullmatch(self.tokenizer_hash):
-            _refuse("tokenizer_hash", "a sha256 of 64 hex digits", self.tokenizer_hash)
+            refuse("tokenizer_hash", "a sha256 of 64 hex digits", self.tokenizer_hash)
         if not 1 <= len(self.sources) <= 255:
-            _refuse("sources", "1 to 255 sources", len(self.sources))
+            refuse("sources", "1 to 255 sources", len(self.sources))
 
     @property
     def domains(self) -> tuple[str, ...]:
@@ -157,9 +156,7 @@ class CacheMeta:
     def differences(self, other: "CacheMeta") -> list[str]:
         """Fields in which `other` asks for another cache than this one, as `name: have X, asked for Y`."""
         names = [name for name in IDENTITY + LAYOUT if getattr(self, name) != getattr(other, name)]
-        return [
-            f"{name}: have {_short(getattr(self, name))}, asked for {_short(getattr(other, name))}" for name in names
-        ]
+        return [f"{name}: have {short(getattr(self, name))}, asked for {short(getattr(other, name))}" for name in names]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,33 +181,28 @@ class CacheState:
             CacheError: naming the field.
         """
         listed = isinstance(self.layers, tuple) and 1 <= len(self.layers) <= MAX_LAYERS
-        if not listed or not all(_is_int(x) and 0 <= x < 10_000 for x in self.layers):
-            _refuse("layers", f"1 to {MAX_LAYERS} block numbers from 0 to 9999", self.layers)
+        if not listed or not all(is_int(x) and 0 <= x < 10_000 for x in self.layers):
+            refuse("layers", f"1 to {MAX_LAYERS} block numbers from 0 to 9999", self.layers)
         if list(self.layers) != sorted(set(self.layers)):
-            _refuse("layers", "ascending, each once", self.layers)
-        if not _is_int(self.sequences) or not 0 <= self.sequences <= MAX_SEQUENCES:
-            _refuse("sequences", f"0 to {MAX_SEQUENCES}", self.sequences)
+            refuse("layers", "ascending, each once", self.layers)
+        if not is_int(self.sequences) or not 0 <= self.sequences <= MAX_SEQUENCES:
+            refuse("sequences", f"0 to {MAX_SEQUENCES}", self.sequences)
         for name in ("complete", "exhausted"):
             if not isinstance(getattr(self, name), bool):
-                _refuse(name, "true or false", getattr(self, name))
+                refuse(name, "true or false", getattr(self, name))
         if not isinstance(self.audit, Mapping) or not all(
-            isinstance(key, str) and len(key) <= MAX_TEXT and _is_real(value) for key, value in self.audit.items()
+            isinstance(key, str) and len(key) <= MAX_TEXT and is_real(value) for key, value in self.audit.items()
         ):
-            _refuse("audit", "names and finite numbers", self.audit)
+            refuse("audit", "names and finite numbers", self.audit)
         digits = self.manifest_crc32c
         if not isinstance(digits, str) or (digits and not re.fullmatch("[0-9a-f]{8}", digits)):
-            _refuse("manifest_crc32c", "8 hex digits", digits)
+            refuse("manifest_crc32c", "8 hex digits", digits)
         if self.complete and not self.manifest_crc32c:
-            _refuse("manifest_crc32c", "8 hex digits in a complete cache", self.manifest_crc32c)
+            refuse("manifest_crc32c", "8 hex digits in a complete cache", self.manifest_crc32c)
 
     def shards(self, shard_sequences: int) -> int:
         """Number of shards that N sequences fill."""
         return -(-self.sequences // shard_sequences)
-
-
-def canonical(value: Any) -> bytes:
-    """The one JSON form that checksums are taken of: sorted keys, no spaces, ASCII."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
 
 
 def to_attributes(meta: CacheMeta, state: CacheState) -> dict[str, Any]:
@@ -229,17 +221,17 @@ def from_attributes(attributes: Any) -> tuple[CacheMeta, CacheState]:
     if not isinstance(attributes, dict):
         raise CacheError("the group's attributes are no JSON object: this is no Silo cache")
     version = attributes.get("format_version")
-    if not _is_int(version):
+    if not is_int(version):
         raise CacheError("zarr.json has no format_version: this Zarr group is no Silo cache")
     if version != FORMAT_VERSION:
         raise CacheError(
-            f"wanted cache format {FORMAT_VERSION}, found {_short(version)}: upgrade silo-sae to read this cache"
+            f"wanted cache format {FORMAT_VERSION}, found {short(version)}: upgrade silo-sae to read this cache"
         )
     meta_names, state_names = [{f.name for f in fields(kind)} for kind in (CacheMeta, CacheState)]
     known = meta_names | state_names | {"format_version", "fingerprint", "checksum"}
     if attributes.keys() != known:
         missing, unknown = sorted(known - attributes.keys()), sorted(attributes.keys() - known)
-        raise CacheError(f"zarr.json attributes: missing {missing}, unknown {_short(unknown)}: edited or damaged")
+        raise CacheError(f"zarr.json attributes: missing {missing}, unknown {short(unknown)}: edited or damaged")
     body = {name: value for name, value in attributes.items() if name != "checksum"}
     try:
         intact = _checksum(body) == attributes["checksum"]
@@ -262,7 +254,7 @@ def check_shards(meta: CacheMeta, sequences: int) -> None:
         CacheError: with the greatest length.
     """
     if sequences > MAX_SHARDS * meta.shard_sequences:
-        _refuse("sequences", f"at most {MAX_SHARDS * meta.shard_sequences:,} at this shard size", sequences)
+        refuse("sequences", f"at most {MAX_SHARDS * meta.shard_sequences:,} at this shard size", sequences)
 
 
 def with_layout(meta: CacheMeta, *, shard_sequences: int, codec: str) -> CacheMeta:
@@ -275,7 +267,7 @@ def _meta_from(values: dict[str, Any]) -> CacheMeta:
     source_names = {f.name for f in fields(Source)}
     sources = values["sources"]
     if not isinstance(sources, list) or not all(isinstance(s, dict) and s.keys() == source_names for s in sources):
-        _refuse("sources", f"a list of objects with {sorted(source_names)}", sources)
+        refuse("sources", f"a list of objects with {sorted(source_names)}", sources)
     values = {name: _tuple(value) for name, value in values.items()}
     return CacheMeta(**{**values, "sources": tuple(Source(**source) for source in sources)})
 
@@ -285,24 +277,19 @@ def _check_texts(meta: CacheMeta) -> None:
     named |= {name: getattr(meta, name) for name in ("packing", "hook", "attn_implementation", "codec", "created")}
     named["quantisation"] = meta.quantisation
     if not isinstance(meta.sources, tuple) or not all(isinstance(source, Source) for source in meta.sources):
-        _refuse("sources", "a tuple of Source", meta.sources)
+        refuse("sources", "a tuple of Source", meta.sources)
     for source in meta.sources:
         for name in ("dataset", "revision", "split", "domain"):
-            _check_text(f"sources.{name}", getattr(source, name))
-        if not _is_real(source.weight) or source.weight <= 0:
-            _refuse("sources.weight", "a number above 0", source.weight)
+            check_text(f"sources.{name}", getattr(source, name))
+        if not is_real(source.weight) or source.weight <= 0:
+            refuse("sources.weight", "a number above 0", source.weight)
     for name, value in named.items():
-        _check_text(name, value)
+        check_text(name, value)
     if not isinstance(meta.provenance, Mapping):
-        _refuse("provenance", "an object of texts", meta.provenance)
+        refuse("provenance", "an object of texts", meta.provenance)
     for name, value in meta.provenance.items():
-        _check_text("provenance", name)
-        _check_text(f"provenance.{name}", value)
-
-
-def _check_text(name: str, value: Any) -> None:
-    if not isinstance(value, str) or len(value) > MAX_TEXT or not value.isprintable():
-        _refuse(name, f"a text of at most {MAX_TEXT} printable characters", value)
+        check_text("provenance", name)
+        check_text(f"provenance.{name}", value)
 
 
 def _check_numbers(meta: CacheMeta) -> None:
@@ -314,19 +301,19 @@ def _check_numbers(meta: CacheMeta) -> None:
         ("seed", 0, 2**63 - 1),
     ):
         value = getattr(meta, name)
-        if not _is_int(value) or not low <= value <= high:
-            _refuse(name, f"a whole number from {low} to {high}", value)
+        if not is_int(value) or not low <= value <= high:
+            refuse(name, f"a whole number from {low} to {high}", value)
     if not isinstance(meta.random_weights, bool):
-        _refuse("random_weights", "true or false", meta.random_weights)
-    if not _is_real(meta.held_out_fraction) or not 0 <= meta.held_out_fraction < 1:
-        _refuse("held_out_fraction", "a number from 0 to below 1", meta.held_out_fraction)
+        refuse("random_weights", "true or false", meta.random_weights)
+    if not is_real(meta.held_out_fraction) or not 0 <= meta.held_out_fraction < 1:
+        refuse("held_out_fraction", "a number from 0 to below 1", meta.held_out_fraction)
     ids = meta.special_token_ids
-    if not isinstance(ids, tuple) or len(ids) > 65_536 or not all(_is_int(x) and 0 <= x < 2**31 for x in ids):
-        _refuse("special_token_ids", "a list of token ids", ids)
+    if not isinstance(ids, tuple) or len(ids) > 65_536 or not all(is_int(x) and 0 <= x < 2**31 for x in ids):
+        refuse("special_token_ids", "a list of token ids", ids)
     if meta.sequence_bytes * meta.shard_sequences > MAX_SHARD_BYTES:
         size = meta.sequence_bytes * meta.shard_sequences
         most = max(1, MAX_SHARD_BYTES // meta.sequence_bytes)
-        _refuse("shard_sequences", f"shards of at most 2 GiB (here at most {most} sequences)", f"{size:,} bytes")
+        refuse("shard_sequences", f"shards of at most 2 GiB (here at most {most} sequences)", f"{size:,} bytes")
 
 
 def _checksum(attributes: Mapping[str, Any]) -> str:
@@ -335,23 +322,3 @@ def _checksum(attributes: Mapping[str, Any]) -> str:
 
 def _tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_real(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-
-
-def _short(value: Any) -> str:
-    try:
-        text = repr(value)
-    except (RecursionError, ValueError):  # lists in lists in lists; a number of 5000 digits
-        text = f"a monstrous {type(value).__name__}"
-    return text if len(text) <= 120 else text[:117] + "..."
-
-
-def _refuse(name: str, wanted: str, came: Any) -> None:
-    raise CacheError(f"{name} must be {wanted}, got {_short(came)}")

@@ -8,46 +8,19 @@ from collections.abc import Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from cache import atomic, bf16, checksum, manifest
 from cache.codecs import CODECS
 from cache.errors import CacheError
+from cache.jobs import Job, Rows
 from cache.layout import ArraySpec, layer_arrays, row_arrays
 from cache.quantise import Quantiser
 from cache.schema import CacheMeta
 from cache.shards import index_bytes
 from cache.statistics import Moments, ShardStatistics, moments, row_masks
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """One shard that a harvest still owes, and what of it is missing."""
-
-    shard: int
-    start: int
-    """First sequence."""
-    stop: int
-    """One past the last sequence."""
-    layers: tuple[int, ...]
-    """Layers whose vectors are missing."""
-    rows: bool
-    """Whether tokens, documents and splits are missing too; else they are on disk and only layers are added."""
-
-
-class Rows(NamedTuple):
-    """What describes b sequences beside their vectors."""
-
-    tokens: np.ndarray
-    """[b, T] int32"""
-    document: np.ndarray
-    """[b, T] int32, −1 at padding"""
-    split: np.ndarray
-    """[b] uint8: 0 train, 1 held-out"""
-    domain: np.ndarray | None = None
-    """[b] uint8, index into the cache's domains; None in a cache without domains"""
 
 
 @dataclass

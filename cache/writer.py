@@ -25,11 +25,12 @@ import numpy as np
 
 from cache import atomic, bf16, finish, prepare
 from cache.errors import CacheError
+from cache.jobs import Job, Rows
 from cache.layout import all_arrays
 from cache.lock import WriterLock
 from cache.quantise import Quantiser
 from cache.schema import CacheMeta
-from cache.shard_writer import Job, Rows, ShardWriter
+from cache.shard_writer import ShardWriter
 from cache.statistics import Moments
 
 
@@ -184,7 +185,7 @@ class CacheWriter:
             pieces = {layer: values[part] for layer, values in bits.items()}
             given = {layer: Moments(*(array[part] for array in one)) for layer, one in (moments or {}).items()}
             last = cursor if done + take == total else None
-            self._put(_Batch(_slice(rows, part), pieces, given, last or {}, sum(x.nbytes for x in pieces.values())))
+            self._put(_Batch(rows.part(part), pieces, given, last or {}, sum(x.nbytes for x in pieces.values())))
             done += take
             self._expected = start + done
             if self._expected == job.stop:
@@ -268,19 +269,11 @@ class CacheWriter:
         job, t, d = self._jobs[0], self.meta.context, self.meta.d_model
         if sorted(bits) != sorted(job.layers):
             raise ValueError(f"shard {job.shard} wants layers {list(job.layers)}, got {sorted(bits)}")
-        b = len(rows.tokens)
-        self._check_span(start, start + b)
-        wanted_rows = {"tokens": ((b, t), np.int32), "document": ((b, t), np.int32), "split": ((b,), np.uint8)}
-        if self.meta.domains:
-            wanted_rows["domain"] = ((b,), np.uint8)
-        for name, (shape, dtype) in wanted_rows.items():
-            array = getattr(rows, name)
-            if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype != dtype:
-                came = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
-                raise ValueError(f"{name} must be {np.dtype(dtype)} {shape}, got {came}")
+        self._check_span(start, start + len(rows.tokens))
+        rows.check(self.meta)
         for layer, values in bits.items():
-            if values.shape != (b, t, d):
-                raise ValueError(f"layer {layer} must be [{b}, {t}, {d}], got {list(values.shape)}")
+            if values.shape != (len(rows.tokens), t, d):
+                raise ValueError(f"layer {layer} must be [{len(rows.tokens)}, {t}, {d}], got {list(values.shape)}")
 
     def _check_span(self, start: int, stop: int) -> None:
         """A batch may reach over several jobs where nothing lies between them and they want the same layers."""
@@ -346,11 +339,6 @@ class CacheWriter:
     def _raise(self) -> None:
         if self._error is not None:
             raise self._error
-
-
-def _slice(rows: Rows, part: slice) -> Rows:
-    domain = None if rows.domain is None else rows.domain[part]
-    return Rows(rows.tokens[part], rows.document[part], rows.split[part], domain)
 
 
 @contextmanager

@@ -16,8 +16,8 @@ import torch
 from tqdm import tqdm
 
 import cache
+from cache.checksum import canonical
 from cache.manifest import MAX_CURSOR_BYTES
-from cache.schema import canonical
 from harvest.config import HarvestConfig
 from harvest.forward import InFlight, forward
 from harvest.meta import cache_meta
