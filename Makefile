@@ -62,3 +62,4 @@ verify: $(READY) ## check every byte of a cache: make verify CACHE=caches/…
 
 bench: $(READY) ## measure the claims of the README on this machine
 	$(BIN)/python -m benchmarks.cache
+	$(BIN)/python -m benchmarks.harvest $(if $(SAELENS),--saelens $(SAELENS))

@@ -56,7 +56,7 @@ class CacheWriter:
         world_size: int = 1,
         session: str = "",
         sync: bool = True,
-        queue_bytes: int = 256 << 20,
+        queue_bytes: int | None = None,
         quantisers: Mapping[int, Quantiser] | None = None,
     ) -> None:
         """Create, resume or extend a cache; a request that is already met leaves nothing to do.
@@ -70,7 +70,8 @@ class CacheWriter:
             world_size: number of processes that write together.
             session: a name shared by these processes and by no others; needed when there are several.
             sync: fsync before a shard is committed. False only for measurements: a power loss may then corrupt.
-            queue_bytes: most memory of batches that wait for the disk; `append` blocks beyond it.
+            queue_bytes: most memory of batches that wait for the disk; `append` blocks beyond it. Two shards, or 256 MiB
+                if that is less, when not given.
             quantisers: one a layer, for codec `int8` alone.
 
         Raises:
@@ -92,7 +93,8 @@ class CacheWriter:
                 self._lock.close()
                 raise
         self._queue: deque[_Batch] = deque()
-        self._queued_bytes, self._queue_bytes = 0, queue_bytes
+        two_shards = 2 * self.meta.shard_sequences * self.meta.sequence_bytes * len(self.state.layers)
+        self._queued_bytes, self._queue_bytes = 0, queue_bytes or min(256 << 20, two_shards)
         self._changed = threading.Condition()
         self._busy, self._closing = False, False
         self._error: BaseException | None = None

@@ -27,9 +27,9 @@ PIECE_CHARACTERS: Final = 2**16
 """Larger documents are tokenised in pieces of at most this length."""
 TRUNCATE_CHARACTERS: Final = 32
 """`truncate` looks at this many characters a position at most, or at `PIECE_CHARACTERS` if that is less."""
-BATCH_CHARACTERS: Final = 2**18
-BATCH_PIECES: Final = 256
-QUEUE_BATCHES: Final = 8
+BATCH_CHARACTERS: Final = 2**17
+BATCH_PIECES: Final = 128
+QUEUE_BATCHES: Final = 4  # read ahead is lost at the end: enough to hide a slow read, little enough to waste nothing
 STATE_VERSION: Final = 1
 
 

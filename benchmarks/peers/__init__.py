@@ -1,0 +1,1 @@
+"""What runs beside the benchmarks: programs for other interpreters, and how they are called."""
