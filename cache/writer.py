@@ -70,8 +70,8 @@ class CacheWriter:
             world_size: number of processes that write together.
             session: a name shared by these processes and by no others; needed when there are several.
             sync: fsync before a shard is committed. False only for measurements: a power loss may then corrupt.
-            queue_bytes: most memory of batches that wait for the disk; `append` blocks beyond it. Two shards, or 256 MiB
-                if that is less, when not given.
+            queue_bytes: most memory of batches that wait for the disk; `append` blocks beyond it. When not given: two
+                shards, or 256 MiB if that is less.
             quantisers: one a layer, for codec `int8` alone.
 
         Raises:

@@ -58,6 +58,7 @@ class Harvest:
             self.documents = Documents(config.sources, seed=config.seed, held_out_fraction=config.held_out_fraction)
         self.meta = cache_meta(config, self.model, self.tokenizer, self.documents)
         self._notes: list[str] = []
+        self._seconds: dict[tuple[int, ...], float] = {}
 
     def run(self, *, dry_run: bool = False, say: Say = lambda line: None) -> cache.CacheReader | None:
         """Print the plan, do what is still owed, complete the cache; returns it opened (None after a dry run).
@@ -71,6 +72,8 @@ class Harvest:
         if dry_run:
             say(str(self._checked_plan(self.layers, self._everything())))
             return None
+        if first and not self.config.cache.exists():
+            self._checked_plan(self.layers, self._everything())  # what cannot fit leaves no trace
         with self._open_writer() as writer:
             if first and writer.owed:
                 say(str(self._checked_plan(writer.state.layers, writer.owed)))
@@ -207,13 +210,16 @@ class Harvest:
 
     def _seconds_per_sequence(self, layers: tuple[int, ...]) -> float:
         """Of a forward pass, the second of two (the first one warms up)."""
+        if layers in self._seconds:
+            return self._seconds[layers]
         tokens = torch.zeros(self.config.batch, self.config.context, dtype=torch.long)
         for _ in range(2):
             begin = time.perf_counter()
             self.model.residuals(tokens, layers=layers)
             if self.model.device.type == "cuda":
                 torch.cuda.synchronize()
-        return (time.perf_counter() - begin) / self.config.batch
+        self._seconds[layers] = (time.perf_counter() - begin) / self.config.batch
+        return self._seconds[layers]
 
     def _shortfall(self, reader: cache.CacheReader) -> list[str]:
         if reader.n_sequences >= self.config.sequences:

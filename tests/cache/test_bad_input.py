@@ -185,7 +185,7 @@ TABLE: dict[str, tuple[Spoil, list[str]]] = {
     "not completed": (forged(complete=False, manifest_crc32c=""), ["was not completed", "run the same harvest again"]),
     "another layer claimed": (forged(layers=[3, 5, 7]), ["is incomplete: 0 of 3 shards", "make harvest LAYER=3,5,7"]),
     "more sequences claimed": (forged(sequences=N + 1), ["is incomplete: 2 of 3 shards, first missing 2"]),
-    "a monstrous length": (forged(sequences=2**40), ["sequences must be at most 4,194,304"]),
+    "a monstrous length": (forged(sequences=2**40), ["sequences must be at most 1,048,576"]),
     "many sequences": (forged(sequences=2**20), ["is incomplete", "make harvest"]),
     "a monstrous shard": (forged(shard_sequences=2**20, d_model=2**20), ["shards of at most 2 GiB"]),
     "another width": (forged(d_model=D // 2), ["layer_3/c/0/0/0 has", "bytes, wanted", REPAIR]),

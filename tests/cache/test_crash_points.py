@@ -12,6 +12,9 @@ from typing import Any
 
 import pytest
 
+from cache import manifest
+from tests.cache.planted import make_bits, make_meta, make_rows, tree, write
+
 ROOT = Path(__file__).parents[2]
 SCENARIOS = ("create", "extend", "layer", "exhausted")
 
@@ -65,6 +68,31 @@ def test_a_writer_that_dies_at_any_call_is_continued_to_the_same_bytes(
 @pytest.mark.slow
 def test_a_writer_that_dies_while_it_adds_a_layer_and_length_is_continued_to_the_same_bytes(folder: Path) -> None:
     check(result(start("crash", str(folder / "both"), "both")))
+
+
+def test_a_line_torn_by_a_dead_rank_is_cut_off_by_the_next_append(tmp_path: Path) -> None:
+    """A rank may die while others live: no line of theirs may be glued to the rest of its own."""
+    many = {1: {f"layer_{layer}": "0" * 32 for layer in range(9)}}  # longer than what is written over it
+    commits = [
+        manifest.Commit(shard=shard, sequences=4, crc32c=many.get(shard, {"tokens": "0" * 8})) for shard in range(3)
+    ]
+    lines = [manifest.commit_line(commit) for commit in commits]
+    for torn in (1, len(lines[1]) // 2, len(lines[1]) - 1):
+        (tmp_path / "manifest.jsonl").write_bytes(lines[0] + lines[1][:torn])
+        manifest.append(tmp_path, commits[2], sync=False)
+        assert (tmp_path / "manifest.jsonl").read_bytes() == lines[0] + lines[2]
+
+
+@pytest.mark.parametrize("file", ["layer_3/c/1/0/0", "tokens/c/0/0", "statistics/layer_5/shards/c/1/0", "split/c/1"])
+@pytest.mark.parametrize("size", [None, 0, 3])
+def test_a_committed_file_that_a_power_loss_took_is_written_again(tmp_path: Path, file: str, size: int | None) -> None:
+    """A file system without barriers may keep a manifest line and lose a file: the next writer looks."""
+    layers = {layer: make_bits(seed=layer) for layer in (3, 5)}
+    write(tmp_path / "whole", make_meta(), layers, make_rows())
+    write(tmp_path / "c", make_meta(), layers, make_rows(), finish=False)
+    os.truncate(tmp_path / "c" / file, size) if size is not None else (tmp_path / "c" / file).unlink()
+    write(tmp_path / "c", make_meta(), layers, make_rows())
+    assert tree(tmp_path / "c") == tree(tmp_path / "whole")
 
 
 def test_what_a_rename_or_a_manifest_line_promises_is_on_disk_before(folder: Path) -> None:

@@ -5,6 +5,7 @@
 is one process of the fuzz (without pytest's type-checking hook, which would answer in place of our own checks).
 """
 
+import codecs
 import copy
 import hashlib
 import json
@@ -94,7 +95,7 @@ class Mutator:
             if what < 0.6:
                 self._change(bodies[at])
             elif what < 0.75:
-                bodies.append(copy.deepcopy(bodies[at]))
+                bodies.append(json.loads(self.rng.choice(self.files["manifest.jsonl"].splitlines())))
                 self._change(bodies[-1])
             elif what < 0.85 and len(bodies) > 1:
                 del bodies[at]
@@ -388,6 +389,8 @@ def main(folder: str, seed: str, cases: str) -> None:
         raise HangError
 
     signal.signal(signal.SIGALRM, hang)
+    for encoding in ("utf-8-sig", "utf-16", "utf-16-be", "utf-16-le", "utf-32", "utf-32-be", "utf-32-le"):
+        codecs.lookup(encoding)  # json guesses them, and the first use of each opens a file of Python's own
     fuzz = Fuzz(Path(folder), int(seed))
     fuzz.run(300)  # imports and allocators reach their size
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -432,8 +435,8 @@ def fuzzed(folder: Path, cases: int, *, processes: int, seed: int) -> Counter[st
 
 
 def test_a_few_thousand_mutated_inputs_give_a_cache_error_or_the_planted_bits(folder: Path) -> None:
-    found = fuzzed(folder, 3_000, processes=2, seed=1)
-    assert found["refused"] > 1000, found
+    found = fuzzed(folder, 2_000, processes=2, seed=1)
+    assert found["refused"] > 700, found
     assert found["read"] > 100, found
 
 

@@ -26,7 +26,7 @@ import numpy as np
 import cache
 from cache import manifest
 from cache.folder import Folder
-from cache.layout import all_arrays
+from cache.layout import all_arrays, documents
 from tests.cache.planted import S, make_bits, make_meta, make_rows, tree
 
 CRASHED = 9
@@ -169,6 +169,8 @@ def examine(path: Path, *wanted: Plan) -> bool:
             return False
         raise AssertionError("an incomplete cache opened without follow")
     assert reader.shards == tuple(range(reader.state.shards(S)))
+    for file, content in documents(reader.meta, reader.state):
+        assert (path / file).read_bytes() == content, f"{file} is not that of a complete cache"
     return True
 
 
