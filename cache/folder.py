@@ -6,6 +6,7 @@ size is read (regular files only), and every metadata file has a greatest size.
 
 import errno
 import json
+import math
 import os
 import stat
 from collections.abc import Iterable, Iterator
@@ -37,6 +38,8 @@ class Folder:
             descriptor = os.open(
                 path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
             )  # non-blocking: a FIFO must not hang us
+        except NotADirectoryError as error:  # part of the path is a file
+            raise FileNotFoundError(error.errno, error.strerror, path) from error
         except FileNotFoundError:
             raise
         except OSError as error:
@@ -62,7 +65,9 @@ class Folder:
             CacheError: as `open`, or it is larger than `most` bytes.
         """
         with os.fdopen(self.open(file), "rb") as stream:
-            content = stream.read(most + 1)
+            content = stream.read(
+                min(most, os.fstat(stream.fileno()).st_size) + 1
+            )  # `read` allocates all
         if len(content) > most:
             raise CacheError(f"{self.name}/{file} has more than the {most:,} bytes it may have: damaged; restore it")
         return content
@@ -102,7 +107,7 @@ def parse_json(content: bytes, where: str) -> Any:
         CacheError: naming the place.
     """
     try:
-        return json.loads(content, object_pairs_hook=_unique, parse_constant=_no_constant)
+        return json.loads(content, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise CacheError(f"{where} is no valid JSON ({error}): damaged; restore it from a copy") from error
 
@@ -112,6 +117,13 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         raise ValueError("a key stands twice")
     return found
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise ValueError(f"{digits[:20]} is beyond all numbers")
+    return value
 
 
 def _no_constant(name: str) -> None:

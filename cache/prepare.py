@@ -163,6 +163,8 @@ def _create(root: Path, meta: CacheMeta, state: CacheState, *, sync: bool) -> tu
     manifest.drop_partials(root)
     if Folder(root).size(MANIFEST):
         raise CacheError(f"{root} has a manifest and no {DOCUMENT}: restore {DOCUMENT}, or remove the folder")
+    if sync:
+        atomic.sync_folders(root.parent, [root])  # the new folder's own name
     empty = Manifest(commits={}, static={})
     atomic.write_file(root, MANIFEST, empty.content(), sync=sync)
     write_documents(root, meta, state, root_first=False, sync=sync)

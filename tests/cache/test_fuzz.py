@@ -487,7 +487,7 @@ def states(draw: st.DrawFn) -> dict[str, Any]:
     complete = draw(st.booleans())
     return {
         "layers": tuple(sorted(draw(st.sets(st.integers(0, 9999), min_size=1, max_size=5)))),
-        "sequences": draw(st.integers(0, 10**6)),
+        "sequences": draw(st.integers(0, 2**18)),
         "complete": complete,
         "exhausted": draw(st.booleans()),
         "audit": draw(st.dictionaries(texts, st.floats(allow_nan=False, allow_infinity=False), max_size=3)),
