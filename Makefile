@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PYTHON312 ?= python3.12
 
 .DEFAULT_GOAL := help
 .PHONY: help setup test test-slow test-newest-zarr lint format harvest info verify bench
@@ -24,12 +25,12 @@ test: $(READY) ## run every test that needs no GPU and no network
 test-slow: $(READY) ## run the long tests too: fuzzing, torture
 	$(BIN)/python -m pytest --numprocesses auto -m 'not gpu and not network'
 
-test-newest-zarr: ## run the cache's tests on Python 3.12 with the newest zarr (no torch needed)
+test-newest-zarr: ## run the cache's tests on Python 3.12 (PYTHON312=…) with the newest zarr; needs no torch
 	$(MAKE) --no-print-directory $(VENV)-newest/.ready VENV=$(VENV)
 	$(VENV)-newest/bin/python -m pytest tests/cache --numprocesses auto -p no:cacheprovider
 
 $(VENV)-newest/.ready: pyproject.toml
-	python3.12 -m venv $(VENV)-newest
+	$(PYTHON312) -m venv $(VENV)-newest
 	$(VENV)-newest/bin/pip install --quiet 'zarr>=3.2' numcodecs numpy ml_dtypes crc32c fsspec jaxtyping tqdm \
 		beartype hypothesis 'pytest>=9' pytest-xdist tensorstore
 	@touch $@
