@@ -65,9 +65,7 @@ class Folder:
             CacheError: as `open`, or it is larger than `most` bytes.
         """
         with os.fdopen(self.open(file), "rb") as stream:
-            content = stream.read(
-                min(most, os.fstat(stream.fileno()).st_size) + 1
-            )  # `read` allocates all
+            content = stream.read(min(most, os.fstat(stream.fileno()).st_size) + 1)  # `read` allocates all
         if len(content) > most:
             raise CacheError(f"{self.name}/{file} has more than the {most:,} bytes it may have: damaged; restore it")
         return content

@@ -108,9 +108,7 @@ def test_what_lies_outside_is_an_index_error(small: Path) -> None:
 def test_a_growing_cache_is_followed_shard_by_shard(tmp_path: Path) -> None:
     path, bits, rows = tmp_path / "c", make_bits(), make_rows()
     with cache.CacheWriter(path, make_meta(), layers=(3,), sequences=N, sync=False) as writer:
-        with pytest.raises(
-            cache.CacheError, match="0 of 3 shards, first missing 0; resume with `make harvest LAYER=3"
-        ):
+        with pytest.raises(cache.CacheError, match="0 of 3 shards, first missing 0; resume with `make harvest LAYER=3"):
             cache.open(str(path))
         reader = cache.open(str(path), follow=True)
         assert reader.shards == ()
