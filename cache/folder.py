@@ -16,6 +16,7 @@ from typing import Any, Final
 from cache.errors import CacheError
 
 MAX_JSON_BYTES: Final = 4 << 20
+_REMEMBERED: Final = 1 << 16
 
 
 class Folder:
@@ -24,6 +25,7 @@ class Folder:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Point at a folder; it is looked at when a file is asked for."""
         self.path = Path(path)
+        self._real: dict[str, str] = {}  # looking at every part of a path again costs more than opening the file
         self.name = str(path)
 
     def open(self, file: str) -> int:
@@ -36,7 +38,7 @@ class Folder:
         path = self._inside(file)
         try:
             descriptor = os.open(
-                path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+                path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
             )  # non-blocking: a FIFO must not hang us
         except NotADirectoryError as error:  # part of the path is a file
             raise FileNotFoundError(error.errno, error.strerror, path) from error
@@ -91,11 +93,16 @@ class Folder:
         """Begin to bring files near that will be read soon; here they are near already."""
 
     def _inside(self, file: str) -> str:
-        root = os.path.realpath(self.path)
-        real = os.path.realpath(os.path.join(root, file))
-        if not real.startswith(root.rstrip(os.sep) + os.sep):
-            raise CacheError(f"{self.path / file} leads out of the cache to {real}: refused; copy the data in instead")
-        return real
+        if file not in self._real:
+            root = os.path.realpath(self.path)
+            real = os.path.realpath(os.path.join(root, file))
+            if not real.startswith(root.rstrip(os.sep) + os.sep):
+                where = self.path / file
+                raise CacheError(f"{where} leads out of the cache to {real}: refused; copy the data in instead")
+            if len(self._real) >= _REMEMBERED or not os.path.exists(real):
+                return real
+            self._real[file] = real
+        return self._real[file]
 
 
 def parse_json(content: bytes, where: str) -> Any:

@@ -5,7 +5,7 @@ Shapes: b sequences of a batch, T positions, D d_model, R row sets.
 
 import os
 from collections.abc import Mapping
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,10 +31,19 @@ class _Layer:
     temporary: Path
     descriptor: int
     statistics: ShardStatistics
-    crc32c: list[np.ndarray] = field(default_factory=list)
+    crc32c: list[int] = field(default_factory=list)
     stored_crc32c: list[np.ndarray] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
     scales: list[np.ndarray] = field(default_factory=list)
+
+    pending: Future[None] | None = None
+    """The inspection of the last batch, which may still run beside the writing."""
+
+    def settle(self) -> None:
+        """Wait for it, and raise what it found."""
+        if self.pending is not None:
+            pending, self.pending = self.pending, None
+            pending.result()
 
 
 class ShardWriter:
@@ -87,11 +96,9 @@ class ShardWriter:
                 stored, scale = self.quantisers[layer].encode(bits)
                 bits = self.quantisers[layer].decode(stored, scale)
                 one.scales.append(scale)
-            checked = self.pool.submit(_check, bits, stored, rows, mask, given.get(layer), layer, first)
+            one.settle()
+            one.pending = self.pool.submit(_inspect, one, bits, stored, rows, mask, given.get(layer), first)
             self._write(one, stored)
-            crc32c, part = checked.result()
-            one.crc32c.append(crc32c)
-            one.statistics.add(first, part, mask, rows.tokens)
         self.rows.append(rows)
         self.done += len(rows.tokens)
         self.cursor = cursor  # only the one that stands at the end of the shard stays
@@ -111,6 +118,7 @@ class ShardWriter:
             for name in specs:
                 files[name] = _padded(specs[name], np.concatenate([getattr(rows, name) for rows in self.rows]))
         for layer, one in self.layers.items():
+            one.settle()
             arrays = layer_arrays(self.meta, self.job.stop, layer)
             specs |= arrays
             partial = f"statistics/layer_{layer}/shards"
@@ -121,7 +129,7 @@ class ShardWriter:
             index = index_bytes(np.array(one.lengths, np.uint64), self.meta.shard_sequences)
             atomic.write_all(one.descriptor, index, sum(one.lengths))
             renames.append((one.temporary, self.root / one.spec.file(self.job.shard)))
-            crc32c[one.spec.name] = manifest.to_hex(np.concatenate(one.crc32c))
+            crc32c[one.spec.name] = manifest.to_hex(np.array(one.crc32c, np.uint32))
             if one.stored_crc32c:
                 digits = manifest.to_hex(np.concatenate(one.stored_crc32c))
                 stored[one.spec.name] = manifest.Stored(lengths=tuple(one.lengths), crc32c=digits)
@@ -178,35 +186,37 @@ class ShardWriter:
             atomic.sync_folders(self.root, [path for _, path in renames])
 
 
-def _check(
+def _inspect(
+    one: _Layer,
     bits: np.ndarray,
     stored: np.ndarray,
     rows: Rows,
     mask: np.ndarray,
     given: Moments | None,
-    layer: int,
     first: int,
-) -> tuple[np.ndarray, Moments]:
-    """Checksums and moments of each sequence.
+) -> None:
+    """Checksums and statistics of a batch, in another thread than the one that writes it.
 
     Raises:
         CacheError: a row that is not finite, with its place: such a cache would poison every run that reads it.
     """
     parts = []
     for b, sequence in enumerate(bits):
+        one.crc32c.append(checksum.crc32c(stored[b]))
         if bf16.has_nonfinite(sequence):
             bad = int(np.flatnonzero(~np.isfinite(bf16.to_float32(sequence)).all(-1))[0])
+            layer = one.spec.name.replace("_", " ")
             what = f"document {rows.document[b, bad]}, token {rows.tokens[b, bad]}"
             raise CacheError(
-                f"layer {layer} is NaN or infinite at sequence {first + b}, position {bad} ({what}): nothing of this"
-                " shard is kept; look at that document, or run the model in a wider dtype"
+                f"{layer} is NaN or infinite at sequence {first + b}, position {bad} ({what}): nothing of this shard is"
+                " kept; look at that document, or run the model in a wider dtype"
             )
         if given is None:
             parts.append(
                 moments(bf16.to_float32(sequence).astype(np.float64)[None], mask[b : b + 1].astype(np.float64))
             )
     part = given or Moments(*[np.concatenate(arrays) for arrays in zip(*parts, strict=True)])
-    return checksum.checksums(stored), part
+    one.statistics.add(first, part, mask, rows.tokens)
 
 
 def _padded(spec: ArraySpec, values: np.ndarray) -> bytes:

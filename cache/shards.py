@@ -19,7 +19,8 @@ from cache.errors import CacheError
 
 _EMPTY: Final = 2**64 - 1
 _MADV_POPULATE_READ: Final = 22
-_NORESERVE: Final = getattr(mmap, "MAP_NORESERVE", 0)  # a private mapping of a shard must not count as committed memory
+# A private mapping of a shard must not count as committed memory; Python 3.11 has no name for the flag.
+_NORESERVE: Final = 0x4000 if sys.platform == "linux" else 0
 
 
 def index_bytes(lengths: UInt64[np.ndarray, " n"], slots: int) -> bytes:
