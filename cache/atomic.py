@@ -4,8 +4,10 @@ Order: temporary file → fsync → rename → fsync of every folder whose entri
 can survive a power loss that the bytes did not.
 """
 
+import errno
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from cache.errors import CacheError
@@ -68,3 +70,15 @@ def sync_folders(root: Path, paths: Iterable[Path]) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+@contextmanager
+def explaining(path: Path) -> Iterator[None]:
+    """Turn a full or failing disk into the error that says so."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        remedy = "free space (or raise the quota)" if full else "check the disk and its permissions"
+        why = f"{path}: {error.strerror or error} while writing; everything committed is safe"
+        raise CacheError(f"{why}: {remedy} and run the same command again") from error

@@ -10,10 +10,11 @@ import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from typing import Final
 
 import numpy as np
 
-from cache import finish
+from cache import commits
 from cache.checksum import crc32c
 from cache.codecs import CODECS
 from cache.errors import CacheError
@@ -25,6 +26,7 @@ from cache.schema import CacheMeta, CacheState
 from cache.shards import check_shard, map_items
 
 _Stamp = tuple[int, int, int]
+_MOST_KEPT: Final = 64  # mappings, each with a descriptor of the thousand that a process commonly has
 
 
 class LayerFiles:
@@ -48,6 +50,7 @@ class LayerFiles:
         self._stamps: dict[int, _Stamp] = {}
         self._verified: dict[int, np.ndarray] = {}
         self._starts: dict[int, np.ndarray] = {}
+        self._kept: dict[int, np.ndarray] = {}
 
     @cached_property
     def quantiser(self) -> Quantiser:
@@ -55,18 +58,37 @@ class LayerFiles:
         parts = {}
         for name in ("mean", "std"):
             spec = all_arrays(self.meta, self.state)[f"quantisation/layer_{self.layer}/{name}"]
-            content = finish.read_chunk(self.folder, spec.file(), spec.chunk_bytes, self.static.get(spec.name))
+            content = commits.read_chunk(self.folder, spec.file(), spec.chunk_bytes, self.static.get(spec.name))
             parts[name] = np.frombuffer(content, "<f4")
         return Quantiser(**parts)
 
-    def read(self, commit: Commit, a: int, b: int, *, checked: bool = False) -> np.ndarray:
-        """Stored elements of sequences [a, b) of a shard, [n, T, D]; a private view where the codec allows.
+    def view(self, commit: Commit) -> np.ndarray:
+        """A whole shard, [n, T, D], read-only, from a mapping that is kept; `touch` what will be read first.
+
+        Mapping tens of megabytes anew for every block costs a tenth of copying them.
+
+        Raises:
+            CacheError: missing or damaged.
+        """
+        descriptor = self.open(commit)
+        try:
+            if commit.shard not in self._kept:
+                if len(self._kept) >= _MOST_KEPT:
+                    self._kept.pop(next(iter(self._kept)), None)
+                count, file = commit.sequences * self.spec.item_bytes // self.spec.dtype.itemsize, self.spec.file()
+                flat = map_items(descriptor, 0, count, self.spec.dtype, file, private=False, populate=False)
+                self._kept[commit.shard] = flat.reshape(commit.sequences, *self.spec.chunk[1:])
+            return self._kept[commit.shard]
+        finally:
+            os.close(descriptor)
+
+    def read(self, commit: Commit, a: int, b: int) -> np.ndarray:
+        """Stored elements of sequences [a, b) of a shard, [n, T, D]; a view of its own where the codec allows.
 
         Args:
             commit: the shard's line in the manifest.
             a: first sequence within the shard.
             b: one past the last.
-            checked: the checksums of what will be looked at have been seen to; see `touch`.
 
         Raises:
             CacheError: missing or damaged.
@@ -76,14 +98,13 @@ class LayerFiles:
             if self.codec.mapped:
                 file, size, dtype = self.spec.file(commit.shard), self.spec.item_bytes, self.spec.dtype
                 count = (b - a) * size // dtype.itemsize
-                flat = map_items(descriptor, a * size, count, dtype, file, populate=not checked)
+                flat = map_items(descriptor, a * size, count, dtype, file, private=True, populate=True)
                 sequences = flat.reshape(b - a, *self.spec.chunk[1:])
             else:
                 sequences = self._decode(descriptor, commit, a, b)
         finally:
             os.close(descriptor)
-        if not checked:
-            self._check(commit, np.arange(a, b), sequences)
+        self._check(commit, np.arange(a, b), sequences)
         return sequences
 
     def touch(self, commit: Commit, numbers: np.ndarray) -> None:
@@ -117,6 +138,7 @@ class LayerFiles:
                 check_shard(descriptor, lengths, self.meta.shard_sequences, f"{self.folder.name}/{file}")
                 self._starts[shard] = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
                 self._verified[shard] = np.zeros(commit.sequences, bool)
+                self._kept.pop(shard, None)
                 self._stamps[shard] = stamp
         except CacheError as error:
             os.close(descriptor)

@@ -8,16 +8,15 @@
 Shapes: N sequences, T positions, D d_model, S sequences a shard.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from jaxtyping import Int, Int32, UInt8, UInt16
 
-from cache import bf16, finish, manifest, prepare
+from cache import bf16, commits, manifest, prepare
 from cache.checksum import hex_digits
-from cache.codecs import CODECS
 from cache.errors import CacheError
 from cache.folder import Folder
 from cache.layer_files import LayerFiles
@@ -76,11 +75,11 @@ class CacheReader:
                 raise CacheError(
                     f"{self.folder.name}/{MANIFEST} is not the one the cache was completed with: restore it"
                 )
-            finish.check_all_committed(self.folder.name, self.meta, self.state, known)
+            commits.check_all_committed(self.folder.name, self.meta, self.state, known)
         elif not self.follow:
-            finish.check_all_committed(self.folder.name, self.meta, self.state, known)
+            commits.check_all_committed(self.folder.name, self.meta, self.state, known)
             raise CacheError(f"{self.folder.name} was not completed: run the same harvest again, it only has to finish")
-        return consistent(self.folder.name, self.meta, self.state, known)
+        return commits.consistent(self.folder.name, self.meta, self.state, known)
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -149,13 +148,13 @@ class CacheReader:
         """
         self.layer(layer)
         if not self.state.complete:
-            partials = finish.read_partials(self.folder, self.meta, self.state, self.manifest, layer)
+            partials = commits.read_partials(self.folder, self.meta, self.state, self.manifest, layer)
             return merge(partials, self.meta.context, self.meta.d_model)
         fields = {}
         for name, spec in merged_arrays(self.meta, layer).items():
             if name not in self.manifest.static:
                 raise CacheError(f"{self.folder.name}/{MANIFEST} has no line for {name}: damaged; restore it")
-            content = finish.read_chunk(self.folder, spec.file(), spec.chunk_bytes, self.manifest.static[name])
+            content = commits.read_chunk(self.folder, spec.file(), spec.chunk_bytes, self.manifest.static[name])
             fields[name.rsplit("/", 1)[1]] = np.frombuffer(content, "<f8").reshape(spec.shape)
         return LayerStatistics(**{name: fields[name] for name in MERGED_FIELDS})
 
@@ -195,7 +194,7 @@ class CacheReader:
     def _read_chunk(self, name: str, shard: int) -> np.ndarray:
         spec = all_arrays(self.meta, self.state)[name]
         digits = self.commit(shard, name).crc32c[name]
-        content = finish.read_chunk(self.folder, spec.file(shard), spec.chunk_bytes, digits)
+        content = commits.read_chunk(self.folder, spec.file(shard), spec.chunk_bytes, digits)
         return np.frombuffer(content, spec.dtype).reshape(spec.chunk)
 
     def chunk(self, name: str, shard: int) -> np.ndarray:
@@ -206,8 +205,9 @@ class CacheReader:
 class LayerReader:
     """The vectors of one layer: zero-copy where the cache is uncompressed, decoded where it is not.
 
-    Everything comes as torch.bfloat16; `bits` and `shard_bits` give the same as uint16 for numpy. Views are private:
-    writing to one changes neither the file nor another view.
+    Everything comes as torch.bfloat16; `bits` and `shard_bits` give the same as uint16 for numpy. No view can spoil the
+    cache for another: torch knows no read-only tensors, so each of its views is a copy-on-write mapping of its own;
+    numpy's share one mapping and are read-only.
     """
 
     def __init__(self, reader: CacheReader, layer: int) -> None:
@@ -233,7 +233,8 @@ class LayerReader:
         Raises:
             CacheError: not committed, missing or damaged.
         """
-        return bf16.torch_view(self.shard_bits(shard))
+        numbers = self._numbers(shard)
+        return self.sequences(numbers.start, numbers.stop)
 
     def sequences(self, start: int, stop: int) -> "torch.Tensor":
         """Sequences [start, stop), bfloat16 [n, T, D]; a view where they lie in one shard.
@@ -242,7 +243,7 @@ class LayerReader:
             IndexError: outside the cache.
             CacheError: not committed, missing or damaged.
         """
-        return bf16.torch_view(self.bits(start, stop))
+        return bf16.torch_view(self._joined(start, stop, self._read))
 
     def rows(self, indices: Int[np.ndarray, " n"]) -> "torch.Tensor":
         """Single rows, bfloat16 [n, D]; row r is position r % T of sequence r // T.
@@ -288,21 +289,34 @@ class LayerReader:
         return self.rows((sequence[:, None] * t + steps).reshape(-1)).reshape(len(sequence), width, d)
 
     def bits(self, start: int, stop: int) -> UInt16[np.ndarray, "n T D"]:
-        """As `sequences`, as uint16 bit patterns."""
+        """As `sequences`, as uint16 bit patterns; a read-only view where they lie in one uncompressed shard."""
+        return self._joined(start, stop, self._view)
+
+    def shard_bits(self, shard: int) -> UInt16[np.ndarray, "n T D"]:
+        """As `shard`, as uint16 bit patterns."""
+        numbers = self._numbers(shard)
+        return self.bits(numbers.start, numbers.stop)
+
+    def _numbers(self, shard: int) -> range:
+        numbers = self.reader.shard_range(shard)
+        if not numbers:
+            shards = self.reader.state.shards(self.reader.meta.shard_sequences)
+            raise IndexError(f"wanted shard {shard}, the cache has {shards}")
+        return numbers
+
+    def _joined(self, start: int, stop: int, get: Callable[[int, int, int], np.ndarray]) -> np.ndarray:
         _, t, d = self.shape
-        pieces = [self._read(shard, a, b) for shard, a, b in self.reader.locate(start, stop)]
+        pieces = [get(shard, a, b) for shard, a, b in self.reader.locate(start, stop)]
         if len(pieces) == 1:
             return pieces[0]
         return np.concatenate(pieces) if pieces else np.empty((0, t, d), np.uint16)
 
-    def shard_bits(self, shard: int) -> UInt16[np.ndarray, "n T D"]:
-        """As `shard`, as uint16 bit patterns."""
-        numbers = self.reader.shard_range(shard)
-        if not numbers:
-            raise IndexError(
-                f"wanted shard {shard}, the cache has {self.reader.state.shards(self.reader.meta.shard_sequences)}"
-            )
-        return self.bits(numbers.start, numbers.stop)
+    def _view(self, shard: int, a: int, b: int) -> np.ndarray:
+        if not self.files.codec.mapped or self.files.codec.quantised:
+            return self._read(shard, a, b)
+        commit = self.reader.commit(shard, self.files.spec.name)
+        self.files.touch(commit, np.arange(a, b))
+        return self.files.view(commit)[a:b]
 
     def _read(self, shard: int, a: int, b: int) -> np.ndarray:
         commit = self.reader.commit(shard, self.files.spec.name)
@@ -317,32 +331,8 @@ class LayerReader:
         if self.files.codec.mapped and not self.files.codec.quantised:
             commit = self.reader.commit(shard, self.files.spec.name)
             self.files.touch(commit, sequences)
-            rows = self.files.read(commit, 0, commit.sequences, checked=True)
+            rows = self.files.view(commit)
             # One memcpy a row: numpy moves opaque items whole.
             return rows.reshape(-1, d).view(f"V{2 * d}")[:, 0].take(local, mode="clip").view(np.uint16).reshape(-1, d)
         decoded = {int(i): self.bits(start + int(i), start + int(i) + 1)[0] for i in sequences}
         return np.stack([decoded[int(row // t)][row % t] for row in local])
-
-
-def consistent(name: str, meta: CacheMeta, state: CacheState, known: Manifest) -> Manifest:
-    """Only commits that fit the metadata: of an unfinished cache a last shard may be about to grow.
-
-    Raises:
-        CacheError: a line about a shard or array that the cache does not have.
-    """
-    arrays, s = all_arrays(meta, state), meta.shard_sequences
-    good = {}
-    for shard, commit in known.commits.items():
-        if commit.sequences != min(s, state.sequences - shard * s):
-            continue
-        for array, digits in commit.crc32c.items():
-            many = commit.sequences if array in arrays and arrays[array].kind == "residuals" else 1
-            fits = array in arrays and len(digits) == 8 * many
-            if not fits or (array in commit.stored) != (
-                CODECS[meta.codec].compressor is not None and many > 0 and array.startswith("layer_")
-            ):
-                raise CacheError(
-                    f"{name}/{MANIFEST}: shard {shard} of {array!r} does not fit zarr.json: damaged; restore it"
-                )
-        good[shard] = commit
-    return Manifest(commits=good, static=known.static)

@@ -48,12 +48,9 @@ def check_shard(descriptor: int, lengths: UInt64[np.ndarray, " n"], slots: int, 
 
 
 def map_items(
-    descriptor: int, start: int, count: int, dtype: np.dtype[Any], path: str, *, populate: bool = True
+    descriptor: int, start: int, count: int, dtype: np.dtype[Any], path: str, *, private: bool, populate: bool
 ) -> np.ndarray:
     """`count` items from byte `start` of a file, without a copy.
-
-    Each view is a mapping of its own, private and copy-on-write: writing to it changes neither the file nor any other
-    view, so no user of a cache can spoil it for another by an operation in place.
 
     Args:
         descriptor: the file.
@@ -61,6 +58,8 @@ def map_items(
         count: number of items.
         dtype: type of the items.
         path: for messages.
+        private: a copy-on-write mapping: writing to it changes neither the file nor any other view. Else the array is
+            read-only, and numpy refuses to write to it.
         populate: everything will be read soon: fetch it in one go at the disk's full rate (faults one by one reach a
             third of it), rather than page by page as it is touched.
 
@@ -74,8 +73,8 @@ def map_items(
         mapping = mmap.mmap(
             descriptor,
             start - base + count * dtype.itemsize,
-            flags=mmap.MAP_PRIVATE | _NORESERVE,
-            prot=mmap.PROT_READ | mmap.PROT_WRITE,
+            flags=mmap.MAP_PRIVATE | _NORESERVE if private else mmap.MAP_SHARED,
+            prot=mmap.PROT_READ | mmap.PROT_WRITE if private else mmap.PROT_READ,
             offset=base,
         )
     except (OSError, ValueError) as error:

@@ -14,7 +14,7 @@ from typing import Final
 
 import numpy as np
 
-from cache import bf16, finish, manifest, prepare
+from cache import bf16, commits, finish, manifest, prepare
 from cache.checksum import crc32c, hex_digits
 from cache.errors import CacheError
 from cache.folder import MAX_JSON_BYTES, Folder
@@ -22,7 +22,6 @@ from cache.layer_files import LayerFiles
 from cache.layout import LOCK, MANIFEST, ArraySpec, all_arrays, documents
 from cache.lock import WriterLock
 from cache.manifest import Commit, Manifest
-from cache.reader import consistent
 from cache.schema import CacheMeta, CacheState
 from cache.statistics import merge
 
@@ -72,7 +71,7 @@ class Verification:
             return self._found("zarr.json or manifest.jsonl", str(error))
         self._metadata(meta, state, known, whole, content)
         try:
-            known = consistent(self.folder.name, meta, state, known)
+            known = commits.consistent(self.folder.name, meta, state, known)
         except CacheError as error:
             return self._found(MANIFEST, str(error))
         if begin:
@@ -91,7 +90,7 @@ class Verification:
         if not state.complete:
             self._found("zarr.json", "the cache is not complete: run the same harvest again")
         try:
-            finish.check_all_committed(self.folder.name, meta, state, known)
+            commits.check_all_committed(self.folder.name, meta, state, known)
         except CacheError as error:
             self._found(MANIFEST, str(error))
         for file, wanted in documents(meta, state):
@@ -125,7 +124,7 @@ class Verification:
 
     def _chunk(self, spec: ArraySpec, shard: int | None, digits: str) -> bytes | None:
         try:
-            return finish.read_chunk(self.folder, spec.file(shard or 0), spec.chunk_bytes, digits)
+            return commits.read_chunk(self.folder, spec.file(shard or 0), spec.chunk_bytes, digits)
         except CacheError as error:
             self._found(spec.file(shard or 0), str(error), shard, spec.name)
             return None
@@ -166,7 +165,7 @@ class Verification:
         if not state.complete or self.findings:
             return  # the merged statistics follow from chunks that must be whole first
         for layer in state.layers:
-            partials = finish.read_partials(self.folder, meta, state, known, layer)
+            partials = commits.read_partials(self.folder, meta, state, known, layer)
             merged = merge(partials, meta.context, meta.d_model)
             for name, content in finish.merged_files(meta, layer, merged):
                 spec = all_arrays(meta, state)[name]

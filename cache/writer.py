@@ -9,14 +9,12 @@
 Shapes: b sequences of a batch, T positions, D d_model.
 """
 
-import errno
 import os
 import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -84,7 +82,7 @@ class CacheWriter:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise CacheError(f"{path} cannot be made ({error.strerror}): choose another CACHE") from error
-        with _explaining(self.path):
+        with atomic.explaining(self.path):
             prepare.refuse_foreign(self.path, meta, tuple(layers))
             self._lock = WriterLock(self.path, session=session, rank=rank)
             try:
@@ -212,7 +210,7 @@ class CacheWriter:
             at = self._current.job.start + self._current.done
             if at != end:
                 raise CacheError(f"the source ended at sequence {end}, but {at} came before: not completed")
-            with _explaining(self.path):
+            with atomic.explaining(self.path):
                 self._current.commit()
             self._current = None
 
@@ -230,7 +228,7 @@ class CacheWriter:
         self.flush(end=exhausted_at)
         if self.state.complete:
             return
-        with _explaining(self.path):
+        with atomic.explaining(self.path):
             self.state = finish.complete(
                 self.path, self.meta, self.state, exhausted_at=exhausted_at, audit=audit or {}, sync=self._sync
             )
@@ -314,7 +312,7 @@ class CacheWriter:
                 batch = self._queue.popleft()
                 self._busy = True
             try:
-                with _explaining(self.path):
+                with atomic.explaining(self.path):
                     self._write(batch, pending)
             except BaseException as error:  # noqa: BLE001 - handed to the caller's thread, where it is raised
                 with self._changed:
@@ -341,15 +339,3 @@ class CacheWriter:
     def _raise(self) -> None:
         if self._error is not None:
             raise self._error
-
-
-@contextmanager
-def _explaining(path: Path) -> Iterator[None]:
-    """Turn a full or failing disk into the error that says so."""
-    try:
-        yield
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        remedy = "free space (or raise the quota)" if full else "check the disk and its permissions"
-        why = f"{path}: {error.strerror or error} while writing; everything committed is safe"
-        raise CacheError(f"{why}: {remedy} and run the same command again") from error

@@ -74,7 +74,12 @@ def test_tokens_documents_and_splits_are_those_written(stored: cache.CacheReader
 def test_views_share_no_memory_with_the_file_or_each_other(small: Path) -> None:
     layer = cache.open(str(small)).layer(3)
     view = layer.bits(0, 2)
-    view += 1
+    with pytest.raises(ValueError, match="read-only"):
+        view += 1
+    torch = pytest.importorskip("torch")
+    tensor, other = layer.sequences(0, 2), layer.sequences(0, 2)
+    tensor.fill_(7)
+    assert torch.equal(other, layer.sequences(0, 2))
     assert np.array_equal(layer.bits(0, 2), make_bits(seed=3)[:2])
     assert np.array_equal(cache.open(str(small)).layer(3).bits(0, 2), make_bits(seed=3)[:2])
 
