@@ -137,7 +137,7 @@ def measure_reader(path: Path, rounds: int) -> Iterator[list[str]]:
         return zarr_array.oindex[random]
 
     layer.bits(0, n)  # every checksum seen to: what follows is the second epoch
-    blocks = interleaved({"ours": ours, "memcpy": memcpy}, rounds=rounds * 10)
+    blocks = interleaved({"ours": ours, "memcpy": memcpy}, rounds=rounds * 40)
     nbytes = block * SEQUENCE
     yield row(
         "copy 64 consecutive sequences, hot", nbytes, blocks["ours"].median, "memcpy", blocks["memcpy"].median, "≥ 0.9×"

@@ -251,6 +251,8 @@ def main() -> None:
         head = [line.replace(path, "…") for line in head]  # where things lie on this machine is nobody's business
     if asked.device == "cuda":
         head.append(f"- GPU: {torch.cuda.get_device_name()}")
+    results = Path(__file__).parent / "results"
+    results.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=asked.dir) as name:
         lines = list(measure(asked, Path(name)))
     out = ["# The harvest against the model that it runs", "", *head, f"- {torch.get_num_threads()} threads"]
@@ -261,7 +263,7 @@ def main() -> None:
     print("\n".join(out))
     if asked.save:
         name = "harvest_cuda.md" if asked.device == "cuda" else "harvest.md"
-        (Path(__file__).parent / "results" / name).write_text("\n".join(out) + "\n")
+        (results / name).write_text("\n".join(out) + "\n")
 
 
 if __name__ == "__main__":
