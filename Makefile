@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 PYTHON312 ?= python3.12
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow test-newest-zarr lint format harvest info verify bench
+.PHONY: help setup test test-slow test-newest-zarr peers test-peers lint format demo harvest train info verify bench
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -35,6 +35,18 @@ $(VENV)-newest/.ready: pyproject.toml
 		beartype hypothesis 'pytest>=9' pytest-xdist tensorstore
 	@touch $@
 
+PEERS := $(VENV)-peers/.ready
+
+peers: $(PEERS) ## create .venv-peers: SAELens, dictionary_learning and sparsify, to read and to race against
+
+$(PEERS): benchmarks/peers/requirements.txt
+	$(PYTHON) -m venv $(VENV)-peers
+	$(VENV)-peers/bin/pip install --quiet --no-deps --requirement benchmarks/peers/requirements.txt
+	@touch $@
+
+test-peers: $(PEERS) ## what we save loads in the other libraries, and the other way round
+	$(VENV)-peers/bin/python -m pytest tests/train/test_exports_peers.py -p no:cacheprovider
+
 lint: $(READY) ## ruff, mypy --strict, import contracts, spelling
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -54,6 +66,16 @@ lower = $(shell echo '$(1)' | tr A-Z a-z)
 
 harvest: $(READY) ## run a language model once, keep its residual stream: make harvest LAYER=12 [MODEL=miniature TOKENS=1M …]
 	@$(BIN)/python -m harvest $(call flags,LAYER $(HARVEST)) $(ARGS)
+
+TRAIN := VARIANT CACHE LAYER BASE D_SAE K STEPS BATCH SEED SET SWEEP SWEEP_FILE OUT DEVICE LOG KEEP
+
+train: $(READY) ## train SAEs from a cache: make train VARIANT=topk [CACHE= LAYER= BASE= D_SAE= K= STEPS= SEED= SET="lr=3e-4" …]
+	@$(BIN)/python -m train $(call flags,$(TRAIN)) $(ARGS)
+
+demo: $(READY) ## minutes, offline: harvest the miniature once, train five SAEs from that cache, compare them
+	@$(BIN)/python -m harvest --model miniature --layer 1,2 --tokens 500k --cache caches/demo
+	@$(BIN)/python -m train --variant topk,batchtopk,matryoshka,jumprelu,relu --cache caches/demo --layer 1,2 \
+		--d-sae 1024 --k 16 --steps 500
 
 info: $(READY) ## what is in a cache: make info CACHE=caches/…
 	@$(BIN)/python -m cache info '$(CACHE)'

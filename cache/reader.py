@@ -292,6 +292,29 @@ class LayerReader:
         """As `sequences`, as uint16 bit patterns; a read-only view where they lie in one uncompressed shard."""
         return self._joined(start, stop, self._view)
 
+    def read_into(self, out: UInt16[np.ndarray, "n T D"], start: int) -> None:
+        """Fill a buffer of the caller with the bits of n sequences from `start` on; threads may do so side by side.
+
+        Args:
+            out: C-contiguous.
+            start: number of the first sequence.
+
+        Raises:
+            ValueError: a buffer that is not C-contiguous, which would be filled through a copy and stay as it was.
+            IndexError: outside the cache.
+            CacheError: not committed, missing or damaged.
+        """
+        if not out.flags.c_contiguous:
+            raise ValueError(f"wanted a C-contiguous buffer, got strides {out.strides}: read into a buffer of its own")
+        at = 0
+        for shard, a, b in self.reader.locate(start, start + len(out)):
+            piece = out[at : at + b - a]
+            if self.files.codec.quantised:
+                piece[:] = self._read(shard, a, b)
+            else:
+                self.files.read_into(self.reader.commit(shard, self.files.spec.name), a, piece)
+            at += b - a
+
     def shard_bits(self, shard: int) -> UInt16[np.ndarray, "n T D"]:
         """As `shard`, as uint16 bit patterns."""
         numbers = self._numbers(shard)

@@ -8,17 +8,16 @@ both 2**64 - 1 where a slot is empty), then its own crc32c. Without an inner com
 import mmap
 import os
 import sys
-from contextlib import suppress
 from typing import Any, Final
 
 import numpy as np
 from jaxtyping import UInt64
 
+from cache import residency
 from cache.checksum import crc32c
 from cache.errors import CacheError
 
 _EMPTY: Final = 2**64 - 1
-_MADV_POPULATE_READ: Final = 22
 # A private mapping of a shard must not count as committed memory; Python 3.11 has no name for the flag.
 _NORESERVE: Final = 0x4000 if sys.platform == "linux" else 0
 
@@ -79,7 +78,6 @@ def map_items(
         )
     except (OSError, ValueError) as error:
         raise CacheError(f"{path} cannot be mapped ({error}): too many live views? drop some, or copy them") from error
-    if populate and sys.platform == "linux":
-        with suppress(OSError):  # kernels before 5.14 have no such advice; then the pages come as they are touched
-            mapping.madvise(_MADV_POPULATE_READ)
+    if populate:
+        residency.populate(mapping, 0, len(mapping))
     return np.frombuffer(mapping, dtype, count=count, offset=start - base)

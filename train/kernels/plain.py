@@ -1,0 +1,91 @@
+"""The sparse operations in plain PyTorch: what runs on other devices and where numba is missing, and the reference.
+
+Shapes: n entries in CSR order, those of row b at offsets[b] : offsets[b + 1], ascending by latent within a row.
+"""
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+
+def top_k(
+    x_BD: Float[Tensor, "B D"], w_FD: Float[Tensor, "F D"], bias_F: Float[Tensor, " F"], k: int
+) -> tuple[Float[Tensor, "B k"], Int64[Tensor, "B k"]]:
+    """The k largest pre-activations of each row and their latents; all NaN where one of them is not finite."""
+    values_Bk, features_Bk = torch.topk(torch.addmm(bias_F, x_BD, w_FD.T), k, dim=1, sorted=False)
+    features_Bk, order_Bk = features_Bk.sort(dim=1)
+    values_Bk = values_Bk.gather(1, order_Bk)
+    broken_B1 = ~values_Bk.isfinite().all(dim=1, keepdim=True)
+    return (
+        values_Bk.masked_fill(broken_B1, torch.nan),
+        torch.where(broken_B1, torch.arange(k, device=x_BD.device), features_Bk),
+    )
+
+
+def top_n(
+    x_BD: Float[Tensor, "B D"], w_FD: Float[Tensor, "F D"], bias_F: Float[Tensor, " F"], n: int, guess: float
+) -> tuple[Float[Tensor, " n"], Int64[Tensor, " n"], Int64[Tensor, " b"]]:
+    """The n largest positive pre-activations of the batch: values, latents and offsets; `guess` is not needed here.
+
+    A row that is not finite has one entry, NaN at latent 0, beyond the n.
+    """
+    pre_BF = torch.addmm(bias_F, x_BD, w_FD.T)
+    broken_B = ~pre_BF.sum(dim=1).isfinite()
+    pre_BF.masked_fill_(broken_B[:, None], -torch.inf)
+    values_n, places_n = pre_BF.flatten().topk(min(n, pre_BF.numel()), sorted=False)
+    places_n = torch.cat((places_n[values_n > 0], broken_B.nonzero().flatten() * len(w_FD))).sort().values
+    rows_n = places_n // len(w_FD)
+    values_n = pre_BF.flatten()[places_n].masked_fill(broken_B[rows_n], torch.nan)
+    return values_n, places_n % len(w_FD), _offsets(rows_n, len(x_BD))
+
+
+def gather_sum(
+    values_n: Float[Tensor, " n"],
+    features_n: Int64[Tensor, " n"],
+    offsets: Int64[Tensor, " b"],
+    w_FD: Float[Tensor, "F D"],
+    bias_D: Float[Tensor, " D"],
+) -> Float[Tensor, "B D"]:
+    """out[b] = bias + Σ over b's entries of value · w[latent]."""
+    out_BD = bias_D.repeat(len(offsets) - 1, 1)
+    return out_BD.index_add_(0, _rows(offsets, len(features_n)), values_n[:, None] * w_FD[features_n])
+
+
+def gather_dot(
+    features_n: Int64[Tensor, " n"],
+    offsets: Int64[Tensor, " b"],
+    w_FD: Float[Tensor, "F D"],
+    x_BD: Float[Tensor, "B D"],
+) -> Float[Tensor, " n"]:
+    """x[row] · w[latent] of each entry."""
+    return (x_BD[_rows(offsets, len(features_n))] * w_FD[features_n]).sum(dim=1)
+
+
+def scatter_sum(
+    values_n: Float[Tensor, " n"],
+    features_n: Int64[Tensor, " n"],
+    offsets: Int64[Tensor, " b"],
+    x_BD: Float[Tensor, "B D"],
+    d_sae: int,
+) -> tuple[Float[Tensor, "F D"], Float[Tensor, " F"]]:
+    """out[f] = Σ over f's entries of value · x[row], and the sum of the values."""
+    products_nD = values_n[:, None] * x_BD[_rows(offsets, len(features_n))]
+    out_FD = x_BD.new_zeros(d_sae, x_BD.shape[1]).index_add_(0, features_n, products_nD)
+    return out_FD, x_BD.new_zeros(d_sae).index_add_(0, features_n, values_n)
+
+
+def from_dense(f_BF: Float[Tensor, "B F"]) -> tuple[Float[Tensor, " n"], Int64[Tensor, " n"], Int64[Tensor, " b"]]:
+    """The positive entries (and NaN, so that it is not lost) of dense codes."""
+    rows_n, features_n = (~(f_BF <= 0)).nonzero(as_tuple=True)
+    return f_BF[rows_n, features_n], features_n, _offsets(rows_n, len(f_BF))
+
+
+def _rows(offsets: Tensor, n: int) -> Tensor:
+    """The row of each entry."""
+    rows_B = torch.arange(len(offsets) - 1, device=offsets.device)
+    return rows_B.repeat_interleave(offsets.diff(), output_size=n)
+
+
+def _offsets(rows_n: Tensor, n_rows: int) -> Tensor:
+    counts_B = torch.zeros(n_rows + 1, dtype=torch.int64, device=rows_n.device)
+    return counts_B.index_add_(0, rows_n + 1, torch.ones_like(rows_n)).cumsum(0)

@@ -1,0 +1,134 @@
+"""What pairs of decoder rows cost: sums of squared positive cosines, in chunks, each with its own backward.
+
+Autograd would keep every gathered row; here the forward keeps one number a pair, and the backward gathers again and
+adds into one [F, D] gradient. Gradients reach the decoder alone. Cosines are those of the rows as they are, normalised
+or not. Shapes: F d_sae, D d_model, P pairs, s sampled rows, m entries a sampled row.
+"""
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from train.penalties.pairs.selection import Pairs
+
+_BYTES: Final = {"cpu": 2**21}  # gathered rows at a time: on a CPU what stays in its cache
+_BYTES_ELSEWHERE: Final = 2**27
+_TINY: Final = 1e-12
+_RANDOM_PAIRS: Final = 2**16
+
+
+def hinge(
+    w_dec_FD: Float[Tensor, "F D"],
+    pairs: Pairs,
+    weight_P: Float[Tensor, " P"] | None = None,
+    *,
+    floor: float | Float[Tensor, ""] = 0.0,
+) -> Float[Tensor, ""]:
+    """Σ_p weight_p [cos_p − floor]₊²; the weights default to the pairs' own."""
+    weight_P = pairs.weight_P if weight_P is None else weight_P
+    first_P, second_P, _ = pairs
+    value: Tensor = _Hinge.apply(w_dec_FD, first_P, second_P, weight_P, floor)  # type: ignore[no-untyped-call]
+    return value
+
+
+def gram(
+    w_dec_FD: Float[Tensor, "F D"], features_sm: Int64[Tensor, "s m"], values_sm: Float[Tensor, "s m"]
+) -> Float[Tensor, ""]:
+    """Σ_s Σ_{i≠j} z_si z_sj [cos_ij]₊²: the Gram matrix of each row's active latents, weighed by their product."""
+    value: Tensor = _Gram.apply(w_dec_FD, features_sm, values_sm)  # type: ignore[no-untyped-call]
+    return value
+
+
+@torch.no_grad()
+def cosines(
+    w_dec_FD: Float[Tensor, "F D"], first_P: Int64[Tensor, " P"], second_P: Int64[Tensor, " P"]
+) -> Float[Tensor, " P"]:
+    """The cosine of each pair, float32."""
+    dot_P = w_dec_FD.new_empty(len(first_P))
+    for part in _parts(len(first_P), 2 * w_dec_FD.shape[1], w_dec_FD):
+        torch.sum(w_dec_FD[first_P[part]].mul_(w_dec_FD[second_P[part]]), 1, out=dot_P[part])
+    norm_F = _norms(w_dec_FD)
+    return dot_P / (norm_F[first_P] * norm_F[second_P])
+
+
+@torch.no_grad()
+def quantile(w_dec_FD: Float[Tensor, "F D"], level: float, generator: torch.Generator) -> Float[Tensor, ""]:
+    """A quantile of the cosines of all pairs, from 2¹⁶ random ones."""
+    n_rows, device = len(w_dec_FD), w_dec_FD.device
+    first_P = torch.randint(n_rows, (_RANDOM_PAIRS,), generator=generator)
+    apart_P = torch.randint(1, n_rows, (_RANDOM_PAIRS,), generator=generator)
+    second_P = (first_P + apart_P) % n_rows
+    return cosines(w_dec_FD, first_P.to(device), second_P.to(device)).quantile(level)
+
+
+class _Hinge(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, w_FD: Tensor, first_P: Tensor, second_P: Tensor, weight_P: Tensor, floor: float | Tensor
+    ) -> Tensor:
+        cosine_P = cosines(w_FD, first_P, second_P)
+        above_P = (cosine_P - floor).clamp_min(0)
+        ctx.save_for_backward(w_FD, first_P, second_P, cosine_P, 2 * weight_P * above_P)
+        return (weight_P * above_P.square()).sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        w_FD, first_P, second_P, cosine_P, slope_P = ctx.saved_tensors
+        # ∂cos/∂w_i = w_j / (|w_i| |w_j|) − cos w_i / |w_i|², and the other way round.
+        norm_F, slope_P = _norms(w_FD), grad * slope_P
+        across_P1 = (slope_P / (norm_F[first_P] * norm_F[second_P]))[:, None]
+        grad_FD = torch.zeros_like(w_FD)
+        for part in _parts(len(first_P), 2 * w_FD.shape[1], w_FD):
+            first_p, second_p, across_p1 = first_P[part], second_P[part], across_P1[part]
+            grad_FD.index_add_(0, first_p, w_FD[second_p].mul_(across_p1))
+            grad_FD.index_add_(0, second_p, w_FD[first_p].mul_(across_p1))
+        along_P = slope_P * cosine_P
+        along_F = torch.zeros_like(norm_F).index_add_(0, first_P, along_P).index_add_(0, second_P, along_P)
+        return grad_FD.addcmul_((along_F / norm_F.square())[:, None], w_FD, value=-1), None, None, None, None
+
+
+class _Gram(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, w_FD: Tensor, features_sm: Tensor, values_sm: Tensor) -> Tensor:
+        n_rows, most = features_sm.shape
+        cosine_smm = w_FD.new_empty(n_rows, most, most)
+        for part in _parts(n_rows, most * w_FD.shape[1], w_FD):
+            w_smD = w_FD[features_sm[part]]
+            torch.bmm(w_smD, w_smD.mT, out=cosine_smm[part])
+        inverse_sm = 1 / _norms(w_FD)[features_sm]
+        cosine_smm.mul_(inverse_sm[:, :, None]).mul_(inverse_sm[:, None])
+        cosine_smm.diagonal(dim1=1, dim2=2).zero_()
+        slope_smm = values_sm[:, :, None] * values_sm[:, None] * cosine_smm.clamp_min(0)
+        ctx.save_for_backward(w_FD, features_sm, cosine_smm, slope_smm, inverse_sm)
+        return (slope_smm * cosine_smm).sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        w_FD, features_sm, cosine_smm, slope_smm, inverse_sm = ctx.saved_tensors
+        across_smm = slope_smm * inverse_sm[:, :, None] * inverse_sm[:, None]
+        along_sm = (slope_smm * cosine_smm).sum(2) * inverse_sm.square()
+        across_smm.diagonal(dim1=1, dim2=2).copy_(-along_sm)
+        across_smm.mul_(4 * grad)  # every pair stands twice in the matrix, and the square gives another 2
+        grad_FD = torch.zeros_like(w_FD)
+        for part in _parts(len(features_sm), 2 * features_sm.shape[1] * w_FD.shape[1], w_FD):
+            features_n = features_sm[part].flatten()
+            grad_smD = torch.bmm(across_smm[part], w_FD[features_sm[part]])
+            grad_FD.index_add_(0, features_n, grad_smD.flatten(0, 1))
+        return grad_FD, None, None
+
+
+def _norms(w_FD: Tensor) -> Tensor:
+    norm_F: Tensor = w_FD.norm(dim=1)
+    return norm_F.clamp_min(_TINY)
+
+
+def _parts(n: int, floats: int, like: Tensor) -> Iterator[slice]:
+    """[0, n) in slices of which each gathers a bounded number of bytes, at so many floats an item."""
+    step = max(1, _BYTES.get(like.device.type, _BYTES_ELSEWHERE) // (4 * floats))
+    return (slice(start, min(start + step, n)) for start in range(0, n, step))

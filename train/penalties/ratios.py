@@ -1,0 +1,79 @@
+"""What tells two groups of latents apart: a log ratio for each latent, and the groups that follow from it.
+
+Shapes: B rows, F d_sae, n entries, R random directions, D d_model.
+"""
+
+import math
+from typing import Final
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from train import kernels
+from train.codes import Code
+
+RATE_FLOOR: Final = 1e-4
+"""Added to firing rates, so that a latent which never fires belongs nowhere."""
+ROUNDS: Final = 10
+"""Of the power iteration, and of k-means."""
+
+
+def domain_counts(code: Code, first_B: Bool[Tensor, " B"]) -> tuple[Float[Tensor, "2 F"], Float[Tensor, " 2"]]:
+    """How often each latent fired in the rows of the first domain, and of the others; how many rows each has."""
+    values_n, features_n, _ = code.entries
+    other_n = (~first_B)[code.rows].long()
+    counts = values_n.new_zeros(2 * code.d_sae)
+    counts.index_add_(0, other_n * code.d_sae + features_n.long(), (values_n.detach() > 0).float())
+    rows_2 = torch.stack([first_B.sum(), (~first_B).sum()]).float()
+    return counts.view(2, -1), rows_2
+
+
+def rate_ratio(rates_2F: Float[Tensor, "2 F"]) -> Float[Tensor, " F"]:
+    """Log of the firing rate in the first domain over that in the second."""
+    first_F, second_F = (rates_2F + RATE_FLOOR).log()
+    ratio_F: Tensor = first_F - second_F
+    return ratio_F
+
+
+def co_activation(code: Code, directions_FR: Float[Tensor, "F R"]) -> Float[Tensor, "F R"]:
+    """Rows of the F × F co-activation matrix ZᵀZ / B, its diagonal 0, on random directions without being formed.
+
+    The diagonal would drown the company that a latent keeps in its own activity.
+    """
+    values_n, features_n, offsets = code.entries
+    none_R = directions_FR.new_zeros(directions_FR.shape[1])
+    projected_BR = kernels.decode(values_n, features_n, offsets, directions_FR, none_R)
+    rows_FR = torch.zeros_like(directions_FR)
+    others_nR = projected_BR[code.rows] - values_n[:, None] * directions_FR[features_n.long()]
+    rows_FR.index_add_(0, features_n.long(), values_n[:, None] * others_nR)
+    return rows_FR / code.n_rows
+
+
+def cluster_ratio(rows_FR: Float[Tensor, "F R"], centres_2R: Float[Tensor, "2 R"]) -> tuple[Tensor, Tensor]:
+    """Spherical 2-means of co-activation rows: log (1 + cos to the first centre) / (1 + cos to the second), centres.
+
+    Rows are centred first, so that what every latent shares does not count. All-zero centres begin at the two ends of
+    the first principal direction.
+    """
+    alive_F = rows_FR.square().sum(1) > 0
+    unit_FR = normalize(rows_FR - rows_FR[alive_F].mean(0), dim=1) * alive_F[:, None]
+    if not centres_2R.any():
+        axis_R = unit_FR[unit_FR.square().sum(1).argmax()]
+        for _ in range(ROUNDS):
+            axis_R = normalize(unit_FR.T @ (unit_FR @ axis_R), dim=0)
+        centres_2R = torch.stack([axis_R, -axis_R])
+    for _ in range(ROUNDS):
+        nearest_F = (unit_FR @ centres_2R.T).argmax(1)
+        member_2F = torch.stack([(nearest_F == 0) & alive_F, (nearest_F == 1) & alive_F]).float()
+        centres_2R = normalize(member_2F @ unit_FR, dim=1)
+    first_F, second_F = (unit_FR @ centres_2R.T).T.clamp(-0.999, 0.999)
+    return torch.log1p(first_F) - torch.log1p(second_F), centres_2R
+
+
+def regroup(ratio_F: Float[Tensor, " F"], group_F: Int[Tensor, " F"], enter: float, leave: float) -> Int[Tensor, " F"]:
+    """The new group of each latent, 1, 2 or 0 for neither, with hysteresis."""
+    side_F = torch.where(ratio_F > 0, 1, 2)
+    stays_F = (side_F == group_F) & (ratio_F.abs() >= math.log(leave))
+    return torch.where(stays_F | (ratio_F.abs() > math.log(enter)), side_F, 0)
