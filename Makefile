@@ -45,7 +45,7 @@ $(PEERS): benchmarks/peers/requirements.txt
 	@touch $@
 
 test-peers: $(PEERS) ## what we save loads in the other libraries, and the other way round
-	$(VENV)-peers/bin/python -m pytest tests/train/test_exports_peers.py -p no:cacheprovider
+	$(VENV)-peers/bin/python -m pytest tests/train/test_exports_peers.py tests/train/test_adapters.py -p no:cacheprovider
 
 lint: $(READY) ## ruff, mypy --strict, import contracts, spelling
 	$(BIN)/ruff check .
@@ -72,9 +72,9 @@ TRAIN := VARIANT CACHE LAYER BASE D_SAE K STEPS BATCH SEED SET SWEEP SWEEP_FILE 
 train: $(READY) ## train SAEs from a cache: make train VARIANT=topk [CACHE= LAYER= BASE= D_SAE= K= STEPS= SEED= SET="lr=3e-4" …]
 	@$(BIN)/python -m train $(call flags,$(TRAIN)) $(ARGS)
 
-demo: $(READY) ## minutes, offline: harvest the miniature once, train five SAEs from that cache, compare them
+demo: $(READY) ## minutes, offline: harvest the miniature once, train ten SAEs from that cache, compare them
 	@$(BIN)/python -m harvest --model miniature --layer 1,2 --tokens 500k --cache caches/demo
-	@$(BIN)/python -m train --variant topk,batchtopk,matryoshka,jumprelu,relu --cache caches/demo --layer 1,2 \
+	@$(BIN)/python -m train --variant topk,batchtopk,matryoshka,temporal,ortho_active --cache caches/demo --layer 1,2 \
 		--d-sae 1024 --k 16 --steps 500
 
 info: $(READY) ## what is in a cache: make info CACHE=caches/…

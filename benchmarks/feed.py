@@ -83,14 +83,14 @@ class SaeLens:
         settings = {"context": T, "d_model": D, "batch": batch, "sequences": sequences, "out": str(folder / "saelens")}
         settings["threads"] = torch.get_num_threads()
         peer = Path(__file__).parent / "peers" / "saelens_feed.py"
-        offline = {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled"}
+        quiet = {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
         self.batch, self.batches = batch, sequences * T // batch
         self.process = subprocess.Popen(
             [python, str(peer), json.dumps(settings)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=os.environ | offline,
+            env=os.environ | quiet,
         )
         self.version = self._line()
 

@@ -1,6 +1,7 @@
 """`python -m train --variant topk`: train sparse autoencoders from a cache, any number at once."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -21,7 +22,8 @@ def main(argv: list[str] | None = None) -> int:
         sys.stderr.write(f"error: {error}\n")
         return 2
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted: a checkpoint was written; run the same command again to go on\n")
+        if os.environ.get("RANK", "0") == "0":  # of many processes one speaks
+            sys.stderr.write("interrupted: a checkpoint was written; run the same command again to go on\n")
         return 130
 
 
@@ -48,14 +50,14 @@ def _train(arguments: argparse.Namespace) -> int:
         layers = _layers(arguments.layer) if arguments.layer else (_only_layer(reader.layers, path),)
         out = arguments.out / Path(path.rstrip("/")).name
         planned = launch.plan(requests, reader, layers, out, world)
-    options = Options(
-        device=device,
-        report_every=arguments.report_every,
-        checkpoint_every=arguments.checkpoint_every,
-        keep=arguments.keep,
-        log=tuple(name for name in arguments.log.split(",") if name),
-        progress=sys.stderr.isatty() and world.rank == 0,
-    )
+        options = Options(
+            device=device,
+            report_every=arguments.report_every,
+            checkpoint_every=arguments.checkpoint_every,
+            keep=arguments.keep,
+            log=tuple(name for name in arguments.log.split(",") if name),
+            progress=sys.stderr.isatty() and world.rank == 0,
+        )
     where = f"layer {', '.join(map(str, layers))} of {path}"
     say(f"train    {len(planned)} SAE{'s' * (len(planned) > 1)} on {where} → {out}")
     with world.together():

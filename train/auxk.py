@@ -24,3 +24,8 @@ def auxk(
     rest = (error_BD - e_hat_BD).square().mean()
     scale = sae.world.mean((error_BD - sae.world.mean(error_BD.mean(0))).square().mean())
     return rest / scale.clamp_min(torch.finfo(scale.dtype).tiny)
+
+
+def aux_size(k_aux: int, d_model: int) -> int:
+    """k_aux, or D/2 where none is given."""
+    return k_aux or max(1, d_model // 2)

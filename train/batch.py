@@ -16,7 +16,7 @@ from train.pool import expand
 from train.stream import Taken
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Batch:
     """A batch of rows, or of windows; their order within the batch is random too.
 

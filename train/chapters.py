@@ -24,7 +24,7 @@ FILL_THREADS: Final = max(1, min(8, (os.cpu_count() or 1) // 2))
 _TASK_BYTES: Final = 8 << 20  # one read: large enough for a disk's full rate, small enough to share among threads
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Contents:
     """The sequences of a chapter."""
 
@@ -38,7 +38,7 @@ class Contents:
     eligible_nT: Bool[np.ndarray, "n T"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Chapter:
     """Contents and the order in which their items are delivered."""
 

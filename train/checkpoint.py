@@ -5,6 +5,7 @@ and `state.json` (step, feed position, checksum). Nothing here is a pickle.
 """
 
 import json
+import mmap
 import os
 import shutil
 from collections.abc import Mapping
@@ -69,22 +70,30 @@ def steps(run: Path) -> list[int]:
 
 
 def load(run: Path, step: int) -> Checkpoint:
-    """Read one checkpoint.
+    """Read one checkpoint; its tensors are mapped, so a process that keeps a share of them reads no more than that.
 
     Raises:
         TrainError: missing or damaged.
     """
     folder = run / FOLDER / f"step_{step:08d}"
     try:
-        content = (folder / _TENSORS).read_bytes()
         state = json.loads((folder / _STATE).read_bytes())
-        if hex_digits(content) != state["crc32c"] or state["step"] != step:
+        if _checksum(folder / _TENSORS) != state["crc32c"] or state["step"] != step:
             raise ValueError("checksum")
-        return Checkpoint(step, state["feed"], safetensors.torch.load(content))
+        return Checkpoint(step, state["feed"], safetensors.torch.load_file(folder / _TENSORS))
     except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
         raise TrainError(
             f"{folder} is damaged ({error}): remove it, and training goes on from the checkpoint before"
         ) from None
+
+
+def _checksum(path: Path) -> str:
+    with (
+        path.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+        memoryview(content) as view,
+    ):
+        return hex_digits(view)
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -65,7 +65,7 @@ class TrainingConfig:
             if not 0 < getattr(self, name) < float("inf"):
                 raise TrainError(f"{name} must be positive, got {getattr(self, name)}")
         for name in ("beta1", "beta2", "decay"):
-            if not 0 <= getattr(self, name) < 1 + (name == "decay"):
+            if not 0 <= getattr(self, name) <= 1 or (getattr(self, name) == 1 and name != "decay"):
                 raise TrainError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
         if self.resample_every % self.dead_every:
             raise TrainError(

@@ -258,10 +258,11 @@ def _memory(shape: Shape, device: str | torch.device) -> Memory:
 def _fitting(order: Order, config: FeedConfig, memory: Memory, served: range) -> Order:
     """The order with the largest pools, halved as often as it takes, that fit into their memory.
 
-    Halving makes equal settings give equal orders on machines that have somewhat different memory.
+    Going by the memory's size (not by what is free of it), in halves, makes equal settings give equal orders on one
+    machine, always, and on machines of somewhat different memory.
     """
     share = len(served) / config.parts if isinstance(memory, HostMemory) else 1.0  # processes share their host's memory
-    budget = config.pool_bytes or int(memory.free_bytes() / 4 * share)
+    budget = config.pool_bytes or int(memory.total_bytes() / 4 * share)
     while True:
         pools = {part: 1 if order.chapters(part) == 1 else 2 for part in served}
         sequences = sum(order.chapter_sequences(part) * count for part, count in pools.items())
@@ -271,7 +272,7 @@ def _fitting(order: Order, config: FeedConfig, memory: Memory, served: range) ->
         if half < order.block * order.parts:
             least = f"{sequences * memory.shape.sequence_bytes:,} bytes"
             raise TrainError(
-                f"the smallest pools need {least}, pool_bytes (or a quarter of the free memory) is {budget:,}: set a"
+                f"the smallest pools need {least}, pool_bytes (or a quarter of the memory) is {budget:,}: set a"
                 " larger pool_bytes, or smaller block or parts"
             )
         order = replace(order, pool_sequences=half)

@@ -37,7 +37,7 @@ class FeedConfig:
     pool_sequences: int = 8192
     """Most sequences that are mixed at a time, over all parts; halved until the pools fit into their memory."""
     pool_bytes: int = 0
-    """Memory for all pools of a process; 0 is a quarter of what is free where they lie."""
+    """Memory for all pools of a process; 0 is a quarter of what there is where they lie."""
     block: int = 2
     """Consecutive sequences that are always read together, 1 to 8: more read faster, fewer mix better."""
 

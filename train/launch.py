@@ -53,7 +53,7 @@ def plan(
         reader.layer(layer)
         for request in requests:
             run = resolve(_with_parts(request, world.readers), reader, layer)
-            _check_shards(run, world)
+            _check_shares(run, world)
             groups.setdefault((layer, replace(run.feed, window=1)), []).append(run)
     widened = [run for group in groups.values() for run in widen(group)]
     return [(run, out / name) for name, run in {run.name: run for run in widened}.items()]
@@ -65,8 +65,13 @@ def _with_parts(request: Request, readers: int) -> Request:
     return replace(request, settings={**request.settings, "feed.parts": readers})
 
 
-def _check_shards(run: RunConfig, world: World) -> None:
+def _check_shares(run: RunConfig, world: World) -> None:
     world.latents(run.sae.d_sae)
+    if run.feed.parts % world.readers:
+        raise TrainError(
+            f"feed.parts must be a multiple of the {world.readers} processes that share batches, got {run.feed.parts}:"
+            f" start as many processes as divide it, or set feed.parts={world.readers} for a run of its own"
+        )
     if world.shards > 1 and run.penalties:
         raise TrainError(
             f"{run.variant} has a penalty ({', '.join(run.penalties)}), which needs whole dictionaries: leave"

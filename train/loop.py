@@ -80,7 +80,8 @@ class Group:
         last = max(one.config.training.steps for one in self.members)
         bar = tqdm(total=last, initial=step, unit="step", disable=not self.options.progress, smoothing=0.05)
         feed = self._open(feed_state)
-        loggers = {one.config.name: self._trackers(one) for one in self.members if one.active}
+        with self.world.together():
+            loggers = {one.config.name: self._trackers(one) for one in self.members if one.active}
         pace = Pace()
         try:
             with feed, _signals(self._signal, once=self.world.size == 1):

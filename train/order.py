@@ -34,7 +34,7 @@ class Position(NamedTuple):
     offset: int
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Order:
     """The order in which the sequences of a cache are served."""
 

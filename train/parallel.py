@@ -45,12 +45,18 @@ def join(device: str, *, shard_dictionary: bool = False) -> World:
 
 
 def local_device(device: str) -> str:
-    """The device of this process: the processes of one machine take one GPU each."""
+    """The device of this process: the processes of one machine take one GPU each.
+
+    Raises:
+        TrainError: more processes than GPUs.
+    """
     if device != "cuda" or "LOCAL_RANK" not in os.environ:
         return device
-    device = f"cuda:{os.environ['LOCAL_RANK']}"
-    torch.cuda.set_device(device)
-    return device
+    local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if local >= gpus:
+        raise TrainError(f"each process of a machine needs a GPU, got {gpus} GPUs: set --nproc-per-node to it")
+    torch.cuda.set_device(local)
+    return f"cuda:{local}"
 
 
 class Ranks(World):
@@ -95,7 +101,7 @@ class Ranks(World):
         return shared
 
     def leave(self) -> None:
-        _reach(dist.barrier)
+        self._agree(self.size, False)  # nobody closes the connection while another still needs it
         dist.destroy_process_group()
 
 

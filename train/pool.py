@@ -73,8 +73,8 @@ class Memory(ABC):
         self.shape = shape
 
     @abstractmethod
-    def free_bytes(self) -> int:
-        """Memory that is free here now."""
+    def total_bytes(self) -> int:
+        """Memory that there is here: not what happens to be free, on which the order of rows must not depend."""
 
     @abstractmethod
     def pool(self, sequences: int) -> Pool:
@@ -145,17 +145,13 @@ class HostMemory(Memory):
         self._buffers: list[np.ndarray] = []
         self._helpers = ThreadPoolExecutor(max(1, GATHER_THREADS - 1), thread_name_prefix="feed-gather")
 
-    def free_bytes(self) -> int:
-        """What the machine, or the container that we are in, can give."""
-        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        information = Path("/proc/meminfo")
-        if information.exists():
-            available = [line for line in information.read_text().splitlines() if line.startswith("MemAvailable")]
-            free = min([free, *(int(line.split()[1]) << 10 for line in available)])
+    def total_bytes(self) -> int:
+        """What the machine, or the container that we are in, has."""
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         for limit in map(Path, _CGROUP_LIMITS):
             if limit.exists() and (digits := limit.read_text().strip()).isdigit():
-                free = min(free, int(digits))
-        return free
+                total = min(total, int(digits))
+        return total
 
     def pool(self, sequences: int) -> HostPool:
         """A pool in host memory."""

@@ -48,9 +48,9 @@ class CudaMemory(Memory):
         for _ in range(buffers):
             self.staging.put(_Staging(shape, staged))
 
-    def free_bytes(self) -> int:
-        """Free memory of the GPU."""
-        return int(torch.cuda.mem_get_info(self.device)[0])
+    def total_bytes(self) -> int:
+        """Memory of the GPU."""
+        return int(torch.cuda.mem_get_info(self.device)[1])
 
     def pool(self, sequences: int) -> "CudaPool":
         """A pool on the GPU."""

@@ -175,3 +175,13 @@ def fvu(x_BD: Float[Tensor, "B D"], x_hat_BD: Float[Tensor, "B D"]) -> Float[Ten
     0 is perfect, 1 is predicting the mean; the denominator is the data's variance, not the batch's.
     """
     return (x_hat_BD - x_BD).square().mean()
+
+
+def check_k(k: int, d_sae: int) -> None:
+    """Refuse a k that cannot be met.
+
+    Raises:
+        TrainError: unless 0 < k ≤ d_sae.
+    """
+    if not 0 < k <= d_sae:
+        raise TrainError(f"k must be between 1 and d_sae={d_sae}, got {k}")

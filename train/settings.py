@@ -74,10 +74,10 @@ def convert(key: str, value: Any, kind: Any) -> Any:
     Raises:
         TrainError: naming the setting, the type and what came.
     """
+    if typing.get_origin(kind) is tuple:
+        parts = value if isinstance(value, list | tuple) else str(value).split(",")
+        return tuple(convert(key, part, typing.get_args(kind)[0]) for part in parts)
     try:
-        if typing.get_origin(kind) is tuple:
-            parts = value if isinstance(value, list | tuple) else str(value).split(",")
-            return tuple(convert(key, part, typing.get_args(kind)[0]) for part in parts)
         if kind is bool:
             return {"true": True, "1": True, "false": False, "0": False}[str(value).lower()]
         if kind is int:

@@ -13,10 +13,20 @@ ROWS, D_MODEL, D_SAE = 37, 19, 517
 
 @pytest.fixture(params=["compiled", "plain"])
 def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param == "compiled":
+    return use(request.param, monkeypatch)
+
+
+@pytest.fixture(params=["compiled", "plain", "dense"])
+def product(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    return use(request.param, monkeypatch)
+
+
+def use(name: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    if name == "compiled":
         pytest.importorskip("numba")
-    monkeypatch.setattr(sparse, "_has_numba", lambda: request.param == "compiled")
-    return str(request.param)
+    monkeypatch.setattr(sparse, "_has_numba", lambda: name == "compiled")
+    monkeypatch.setattr(sparse.dense, "pays", lambda *size: name == "dense")
+    return name
 
 
 def weights(seed: int = 0, d_model: int = D_MODEL, d_sae: int = D_SAE) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -154,6 +164,32 @@ def test_the_guess_changes_no_bit_of_the_top_n(implementation: str) -> None:
     assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
 
 
+def test_a_processor_without_fast_bfloat16_gets_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("numba")
+    from train.kernels import selection
+
+    w_enc_DF, b_enc_F, _, _ = weights()
+    found = []
+    for fast in (True, False):
+        monkeypatch.setattr(selection, "bfloat16_is_fast", lambda fast=fast: fast)
+        found.append([*select_top_k(rows(), w_enc_DF, b_enc_F, 6), *select_top_n(rows(), w_enc_DF, b_enc_F, 300, 1.2)])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize(("guess", "products"), [(0.98, 1), (1.0, 1), (1.02, 1), (0.0, 2), (1.5, 2), (0.1, 2)])
+def test_a_good_guess_saves_the_second_product(monkeypatch: pytest.MonkeyPatch, guess: float, products: int) -> None:
+    pytest.importorskip("numba")
+    from train.kernels.selection import Screen
+
+    product, calls = Screen.product, []
+    monkeypatch.setattr(Screen, "product", lambda screen, *tile: (calls.append(tile), product(screen, *tile))[1])
+    w_enc_DF, b_enc_F, _, _ = weights()
+    cut = float(select_top_n(rows(), w_enc_DF, b_enc_F, 200, 0.0).values_n.min())
+    calls.clear()
+    select_top_n(rows(), w_enc_DF, b_enc_F, 200, guess * cut)
+    assert len(calls) == products
+
+
 def one_step(x_BD: Tensor, parameters: list[Tensor], k: int) -> list[Tensor]:
     """Loss, x̂, and gradients of everything, with a penalty on the codes and one on W_dec beside the reconstruction."""
     x_BD = x_BD.clone().requires_grad_()
@@ -180,7 +216,7 @@ def dense_step(x_BD: Tensor, parameters: list[Tensor], k: int) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("k", [1, 6, 200])
-def test_a_sparse_step_has_the_gradients_of_a_dense_one(implementation: str, k: int) -> None:
+def test_a_sparse_step_has_the_gradients_of_a_dense_one(product: str, k: int) -> None:
     parameters = list(weights())
     parameters[1] = parameters[1] - 1.0  # with k 200 some of the selected are negative
     got, expected = one_step(rows(), parameters, k), dense_step(rows(), parameters, k)
@@ -195,7 +231,7 @@ def test_gradients_have_the_strides_of_their_parameters() -> None:
     assert w_dec_grad_FD.stride() == (D_MODEL, 1)
 
 
-def test_gradients_of_several_batches_add_up_and_old_ones_stay(implementation: str) -> None:
+def test_gradients_of_several_batches_add_up_and_old_ones_stay(product: str) -> None:
     w_enc_DF, b_enc_F, w_dec_FD, b_dec_D = (one.clone().requires_grad_() for one in weights())
 
     def loss(seed: int) -> Tensor:
@@ -239,7 +275,7 @@ def test_a_step_is_the_same_to_the_bit_whatever_the_number_of_threads() -> None:
 
 
 @pytest.mark.parametrize("density", [0.0, 0.03, 1.0])
-def test_dense_codes_decode_sparsely_to_the_same(implementation: str, density: float) -> None:
+def test_dense_codes_decode_sparsely_to_the_same(product: str, density: float) -> None:
     _, _, w_dec_FD, b_dec_D = weights()
     generator = torch.Generator().manual_seed(5)
     f_BF = torch.rand(ROWS, D_SAE, generator=generator) * (torch.rand(ROWS, D_SAE, generator=generator) < density)
@@ -254,8 +290,15 @@ def test_dense_codes_decode_sparsely_to_the_same(implementation: str, density: f
     torch.testing.assert_close(sparse_grad_BF, f_BF.grad.where(f_BF > 0, 0), rtol=1e-4, atol=1e-4)
 
 
-def test_an_empty_batch_is_an_empty_result(implementation: str) -> None:
+def test_an_empty_batch_is_an_empty_result(product: str) -> None:
     w_enc_DF, b_enc_F, w_dec_FD, b_dec_D = weights()
     selected = select_top_k(rows(n_rows=0), w_enc_DF, b_enc_F, 6)
     assert selected.offsets.tolist() == [0]
     assert decode(*selected, w_dec_FD, b_dec_D).shape == (0, D_MODEL)
+
+
+def test_dense_products_take_over_on_a_gpu_where_the_codes_are_dense() -> None:
+    cuda = torch.device("cuda")
+    assert sparse.dense.pays(2048 * 320, 2048, 18432, cuda)
+    assert not sparse.dense.pays(8192 * 64, 8192, 65536, cuda)
+    assert not sparse.dense.pays(2048 * 320, 2048, 18432, torch.device("cpu"))

@@ -10,9 +10,16 @@ from torch.nn.functional import cross_entropy, normalize
 
 from evals.planted import Temporal
 from tests.train.planted_windows import drawn, forward_of, member, normalisation_of, penalty, rows_of, train
-from train.codes import Code
+from train.codes import Code, Entries
 from train.member import Member
-from train.penalties.contrast import info_nce, kinship, pairs_at
+from train.penalties.contrast import (
+    dense_similarities,
+    info_nce,
+    kinship,
+    pairs_at,
+    similarities,
+    sparse_similarities,
+)
 from train.penalties.slow import SlowSet, moments
 from train.sae import SAE, Forward
 
@@ -123,16 +130,45 @@ def test_gradients_reach_the_encoder_and_never_the_decoder(name: str) -> None:
     assert not (moved_F & (forward.code.fired() == 0)).any()
 
 
+def slow_of(sae: SAE, share: float = 1.0) -> SlowSet:
+    return SlowSet(sae, auto=False, share=share, refresh=1, start=0)
+
+
 def test_the_contrast_is_the_symmetric_cross_entropy_of_neighbours() -> None:
     q_nWh = random_codes()
-    none_nn = torch.zeros(N, N, dtype=torch.bool)
-    found = info_nce(q_nWh, pairs_at(1, W, 0.0), cosine=True, temperature=0.1, kin_nn=none_nn)
+    none_nn, pairs = torch.zeros(N, N, dtype=torch.bool), pairs_at(1, W, 0.0)
+    similarity_pnn = similarities(slow_of(sae_of()), dense_code(q_nWh), pairs, window=W, cosine=True)
+    found = info_nce(similarity_pnn, 0.1, none_nn)
     unit_nWh, label_n = normalize(q_nWh, dim=2), torch.arange(N)
     losses = []
     for t in range(1, W):
         logits_nn = unit_nWh[:, t] @ unit_nWh[:, t - 1].T / 0.1
         losses += [cross_entropy(logits_nn, label_n), cross_entropy(logits_nn.T, label_n)]
     torch.testing.assert_close(found, torch.stack(losses).mean(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("cosine", [True, False])
+@pytest.mark.parametrize("lag", [1, 2, 0])
+def test_sparse_and_dense_similarities_agree_in_value_and_gradient(lag: int, cosine: bool) -> None:
+    slow, pairs = slow_of(sae_of(), share=0.3), pairs_at(lag, W, 0.6)
+    z_BF = random_codes().flatten(0, 1).requires_grad_()
+    z_BF.data[5] = 0  # a row without any entry
+    weight_pnn = torch.randn(len(pairs), N, N, generator=torch.Generator().manual_seed(0))
+    results = []
+    for form in (sparse_similarities, dense_similarities):
+        found_pnn = form(slow, Code(F, dense_BF=z_BF), pairs, window=W, cosine=cosine)
+        results.append((found_pnn, torch.autograd.grad((found_pnn * weight_pnn).sum(), z_BF)[0]))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-5)
+    assert results[0][1].any()
+
+
+def test_entries_that_a_top_k_kept_at_zero_spoil_no_gradient() -> None:
+    values_n = torch.tensor([0.0, 1.0, 2.0, 0.0], requires_grad=True)
+    entries = Entries(values_n, torch.tensor([0, 1, 1, 0]), torch.tensor([0, 1, 2, 3, 4]))
+    for form in (sparse_similarities, dense_similarities):
+        found_pnn = form(slow_of(sae_of()), Code(F, entries=entries), [(1, 0)], window=2, cosine=True)
+        (grad_n,) = torch.autograd.grad(found_pnn.sum(), values_n)
+        assert grad_n.isfinite().all()
 
 
 def test_windows_that_nothing_tells_apart_cost_the_log_of_their_number() -> None:
@@ -256,8 +292,7 @@ def test_only_the_released_code_s_contrast_depends_on_the_scale_of_the_codes() -
 
 def test_without_a_temperature_cosines_never_tell_windows_apart_by_more_than_one_nat() -> None:
     n = 64
-    q_nWh = torch.eye(n)[:, None].expand(n, 2, n)  # the best codes there are
-    none_nn = torch.zeros(n, n, dtype=torch.bool)
-    values = [info_nce(q_nWh, [(1, 0)], cosine=True, temperature=t, kin_nn=none_nn) for t in (1.0, 0.1)]
+    best_pnn, none_nn = torch.eye(n)[None], torch.zeros(n, n, dtype=torch.bool)
+    values = [info_nce(best_pnn, temperature, none_nn) for temperature in (1.0, 0.1)]
     assert float(values[0]) > math.log(n) - 1
     assert float(values[1]) < 0.01

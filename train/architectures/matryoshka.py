@@ -7,18 +7,18 @@ from itertools import pairwise
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from train import kernels
-from train.architectures.batchtopk import BatchTopK, BatchTopKConfig
-from train.codes import Code, Entries
+from train.batch_selection import BatchSelection, BatchSelectionConfig
+from train.codes import Code
 from train.errors import TrainError
 from train.sae import fvu
 
 
 @dataclass(frozen=True, kw_only=True)
-class MatryoshkaConfig(BatchTopKConfig):
+class MatryoshkaConfig(BatchSelectionConfig):
     """Settings of a Matryoshka SAE."""
 
     prefixes: tuple[float, ...] = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
@@ -48,7 +48,7 @@ class MatryoshkaConfig(BatchTopKConfig):
         return tuple(round(share * self.d_sae) for share in self.prefixes)
 
 
-class Matryoshka(BatchTopK):
+class Matryoshka(BatchSelection):
     """BatchTopK whose loss is the mean over the nested dictionaries' reconstruction losses."""
 
     architecture: ClassVar[str] = "matryoshka"
@@ -61,15 +61,25 @@ class Matryoshka(BatchTopK):
         return tuple(b - a for a, b in zip((0, *ends[:-1]), ends, strict=True))
 
     def reconstructions(self, code: Code) -> list[Tensor]:
-        """One a nested dictionary; each adds its latents' part to the one before, so nothing is decoded twice."""
-        bias_D = self.world.bias(self.b_dec)
-        start, x_hats = 0, list[Tensor]()
-        for end in self.config.ends:
-            part = _between(code, start - self.first, end - self.first)
-            x_hat_BD = self.world.total(kernels.decode(*part, self.W_dec, bias_D))
-            x_hats.append(x_hats[-1] + x_hat_BD if x_hats else x_hat_BD)
-            start, bias_D = end, torch.zeros_like(self.b_dec)
-        return x_hats
+        """One a nested dictionary, each the one before and its own latents' part; all in one sparse product.
+
+        A row's entries ascend by latent, so those that one nested dictionary adds lie together: they are decoded as a
+        row of their own.
+        """
+        n, groups = code.n_rows, len(self.config.ends)
+        offsets = self._offsets(code)
+        nothing_D = torch.zeros_like(self.b_dec)
+        added_BGD = kernels.decode(code.entries.values_n, code.entries.features_n, offsets, self.W_dec, nothing_D)
+        x_hat_BGD = self.world.total(added_BGD.view(n, groups, -1).cumsum(1) + self.world.bias(self.b_dec))
+        return list(x_hat_BGD.unbind(1))
+
+    def _offsets(self, code: Code) -> Int64[Tensor, " BG1"]:
+        """[B·G + 1]: where in the entries the part of each row and nested dictionary begins."""
+        ends = torch.tensor(self.config.ends[:-1], device=code.rows.device)
+        group_n = torch.bucketize(code.entries.features_n + self.first, ends, right=True)
+        counts = torch.zeros(code.n_rows * len(self.config.ends), dtype=torch.int64, device=ends.device)
+        counts.index_add_(0, code.rows * len(self.config.ends) + group_n, torch.ones_like(group_n))
+        return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
 
     def reconstruction(self, x_BD: Float[Tensor, "B D"], x_hats: list[Tensor]) -> Float[Tensor, ""]:
         """Their weighted mean."""
@@ -77,11 +87,3 @@ class Matryoshka(BatchTopK):
             return super().reconstruction(x_BD, x_hats)
         losses = [fvu(x_BD, x_hat_BD) * w for x_hat_BD, w in zip(x_hats, self.config.weights, strict=True)]
         return torch.stack(losses).sum()
-
-
-def _between(code: Code, start: int, end: int) -> Entries:
-    """The entries whose latent lies in [start, end)."""
-    values_n, features_n, offsets = code.entries
-    chosen = (features_n >= start) & (features_n < end)
-    before = torch.cat([offsets.new_zeros(1), chosen.cumsum(0)])
-    return Entries(values_n[chosen], features_n[chosen], before[offsets])

@@ -8,11 +8,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from train import kernels
-from train.auxk import auxk
+from train.auxk import aux_size, auxk
 from train.codes import Code, Entries
 from train.errors import TrainError
 from train.inference import InferenceSAE
-from train.sae import SAE, Context, Forward, SAEConfig, Term, fvu
+from train.sae import SAE, Context, Forward, SAEConfig, Term, check_k, fvu
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,18 +74,3 @@ class TopK(SAE):
     def inference(self) -> InferenceSAE:
         """The same top-k."""
         return InferenceSAE(architecture="topk", k=self.config.k, **self.weights())
-
-
-def aux_size(k_aux: int, d_model: int) -> int:
-    """k_aux, or D/2 where none is given."""
-    return k_aux or max(1, d_model // 2)
-
-
-def check_k(k: int, d_sae: int) -> None:
-    """Refuse a k that cannot be met.
-
-    Raises:
-        TrainError: unless 0 < k ≤ d_sae.
-    """
-    if not 0 < k <= d_sae:
-        raise TrainError(f"k must be between 1 and d_sae={d_sae}, got {k}")

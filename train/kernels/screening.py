@@ -173,28 +173,13 @@ def _product(x_D, w_D):
 
 @_compiled
 @no_type_check
-def top_k_rows(
-    bits_BF,
-    x_BD,
-    x_norms_B2,
-    w_FD,
-    bias_F,
-    norms_F2,
-    n_groups,
-    k,
-    values_Bk,
-    features_Bk,
-):
+def top_k_rows(bits_BF, x_BD, x_norms_B2, w_FD, bias_F, norms_F2, n_groups, k, values_Bk, features_Bk):
     """The k largest pre-activations of each row, exact in float32, by ascending latent; returns how many were computed.
 
     norms_F2 has one row more than there are latents: the largest of each column. Ties go to the smaller latent.
     """
     d_sae, d_model = w_FD.shape
-    lower_G, upper_G, scratch = (
-        np.empty(n_groups, np.float32),
-        np.empty(n_groups, np.float32),
-        np.empty(d_sae, np.float32),
-    )
+    lower_G, upper_G = np.empty(n_groups, np.float32), np.empty(n_groups, np.float32)
     features_n = np.empty(d_sae + 1, np.int64)
     lower_n, upper_n = np.empty(d_sae + 1, np.float32), np.empty(d_sae + 1, np.float32)
     out = (features_n, lower_n, upper_n, np.empty(n_groups + 1, np.int64), np.empty(d_sae, np.float32))

@@ -46,12 +46,12 @@ class _Candidates:
         bits_RF = screen.product(start, stop)
         size = min(limit, 2**20) + 2 * d_sae + 2
         out: tuple[np.ndarray, ...] = (np.empty(size, np.int64), np.empty(size, np.float32), np.empty(size, np.float32))
-        open_G, upper_F = np.empty(self.maxima_BG.shape[1] + 1, np.int64), np.empty(d_sae, np.float32)
+        scratch = (np.empty(self.maxima_BG.shape[1] + 1, np.int64), np.empty(d_sae, np.float32))
         row = place = 0
         while True:
             row, place = screening.collect_rows(
                 bits_RF, screen.x_norms_B2[rows], screen.bias_F, screen.norms_F2, screen.x_BD.shape[1],
-                np.float32(self.bound), limit, row, place, self.maxima_BG[rows], self.counts_B[rows], (*out, open_G, upper_F),
+                np.float32(self.bound), limit, row, place, self.maxima_BG[rows], self.counts_B[rows], (*out, *scratch),
             )  # fmt: skip
             if row == stop - start:
                 return tuple(one[:place] for one in out), place <= limit
@@ -73,12 +73,21 @@ def top_n(
     if not n_groups or not n:
         return plain.top_n(x_BD, w_FD, bias_F, n, guess)
     screen = Screen(x_BD, w_FD, bias_F)
-    found = _Candidates(screen, n_groups, guess if 0 < guess < np.inf else np.inf, 4 * n)
+    found = _Candidates(screen, n_groups, _start(screen, guess), 4 * n)
     if not found.hold(n):
         maxima = found.maxima_BG.reshape(-1)
         bound = np.partition(maxima, -n)[-n] if n <= maxima.size else 0.0
         found = _Candidates(screen, n_groups, max(float(bound), 0.0), found.maxima_BG.shape[0] * len(screen.w_FD))
     return _largest(screen, found, n)
+
+
+def _start(screen: Screen, guess: float) -> float:
+    """A threshold that the n-th largest lower end will reach if the guess is right to 2 %; infinite without a guess."""
+    if not 0 < guess < np.inf:
+        return np.inf
+    (x_norm, x_error), (w_norm, w_error) = screen.x_norms_B2[:-1].mean(axis=0), screen.norms_F2[:-1].mean(axis=0)
+    start = 0.97 * guess - 2 * float(x_error * w_norm + x_norm * w_error)
+    return max(start, 0.0) if np.isfinite(start) else np.inf
 
 
 def _largest(screen: Screen, found: _Candidates, n: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from train.kernels import plain
+from train.kernels import dense, plain
 
 
 class Selected(NamedTuple):
@@ -75,7 +75,11 @@ def select_top_n(
 
 
 def sparse_from_dense(f_BF: Float[Tensor, "B F"]) -> Selected:
-    """The positive entries of dense codes; differentiable in the values."""
+    """The positive entries of dense codes; differentiable in the values.
+
+    On a CPU this and a sparse decode, forward and backward, beat the dense products below a density of about 15 %:
+    2× at 10 %, 3× at 5 %, 9× at 1 % (d 512 to 768, F 4096 to 12288).
+    """
     return Selected(*_kernels(f_BF).from_dense(f_BF))
 
 
@@ -114,7 +118,8 @@ class _Encode(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_n: Tensor) -> tuple[Tensor | None, ...]:
         x_BD, w_DF, values_n, features_n, offsets = ctx.saved_tensors
-        kernels, grad_n = _kernels(x_BD), torch.where(values_n > 0, grad_n, 0)
+        kernels = _kernels(x_BD, len(values_n), len(x_BD), w_DF.shape[1])
+        grad_n = torch.where(values_n > 0, grad_n, 0)
         grad_x_BD = grad_w_DF = grad_bias_F = None
         if ctx.needs_input_grad[0]:
             none_D = x_BD.new_zeros(x_BD.shape[1])
@@ -131,13 +136,14 @@ class _Decode(torch.autograd.Function):
         ctx: Any, values_n: Tensor, features_n: Tensor, offsets: Tensor, w_FD: Tensor, bias_D: Tensor
     ) -> Tensor:
         ctx.save_for_backward(values_n, features_n, offsets, w_FD)
-        return _kernels(w_FD).gather_sum(values_n, features_n, offsets, w_FD, bias_D)
+        kernels = _kernels(w_FD, len(values_n), len(offsets) - 1, len(w_FD))
+        return kernels.gather_sum(values_n, features_n, offsets, w_FD, bias_D)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_BD: Tensor) -> tuple[Tensor | None, ...]:
         values_n, features_n, offsets, w_FD = ctx.saved_tensors
-        kernels = _kernels(w_FD)
+        kernels = _kernels(w_FD, len(values_n), len(grad_BD), len(w_FD))
         grad_n = grad_w_FD = None
         if ctx.needs_input_grad[0]:
             grad_n = kernels.gather_dot(features_n, offsets, w_FD, grad_BD)
@@ -151,12 +157,13 @@ def compiled_for(tensor: Tensor) -> bool:
     return tensor.is_cpu and tensor.dtype == torch.float32 and _has_numba()
 
 
-def _kernels(tensor: Tensor) -> _Kernels:
+def _kernels(tensor: Tensor, entries: int = 0, rows: int = 0, d_sae: int = 0) -> _Kernels:
+    """The implementation for tensors like this one, and for so many entries of [rows, d_sae] codes."""
     if compiled_for(tensor):
         from train.kernels import cpu
 
         return cpu
-    return plain
+    return dense if dense.pays(entries, rows, d_sae, tensor.device) else plain
 
 
 @cache

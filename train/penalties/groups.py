@@ -37,7 +37,7 @@ class Grouping:
             "weight": like_FD.new_zeros(2, 1),
             "directions": directions_FR.to(like_FD),
             "co_activation": like_FD.new_zeros(d_sae, wide),
-            "centres": like_FD.new_zeros(2, wide),
+            "axis": like_FD.new_zeros(wide),
             "churn": like_FD.new_zeros(()),
         }
         self._split()
@@ -64,8 +64,8 @@ class Grouping:
     def refresh(self) -> None:
         """Choose the groups."""
         if self.clusters:
-            found = ratios.cluster_ratio(self.tensors["co_activation"], self.tensors["centres"])
-            ratio_F, self.tensors["centres"] = found
+            found = ratios.cluster_ratio(self.tensors["co_activation"], self.tensors["axis"])
+            ratio_F, self.tensors["axis"] = found
         else:
             ratio_F = ratios.rate_ratio(self.tensors["rates"] / self.tensors["weight"].clamp_min(1e-12))
         was_F = self.tensors["group"]

@@ -32,6 +32,7 @@ class OrthoActiveConfig(PenaltyConfig):
     """Settings of `ortho_active`."""
 
     coeff: float = 3.0
+    every: int = 4
     rows: int = 256
     """Rows of the (global) batch whose active sets are looked at."""
     top: int = 64

@@ -31,7 +31,7 @@ TERMS: Final = ("frame", "ortho_active", "ortho_pairs", "ortho_importance", "ort
 class OrthoAdaptiveConfig(WeightConfig):
     """Settings of `ortho_adaptive`."""
 
-    every: int = 5
+    every: int = 10
     term: str = "frame"
     """O: `frame`, or another orthogonality penalty by name."""
 

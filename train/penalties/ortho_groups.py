@@ -41,7 +41,7 @@ class OrthoGroupsConfig(PenaltyConfig):
     """Settings of `ortho_groups`."""
 
     coeff: float = 0.03
-    every: int = 5
+    every: int = 10
     ramp: int = 1000
     by: str = "domains"
     """`domains`: of the cache's sequences; `clusters`: two clusters of latents that fire together."""

@@ -3,8 +3,8 @@
     L = (1/F) Σ_{(i,j) ∈ S} [cos(w_i, w_j) − τ]₊²
     S = the K pairs with the largest C_ij [cos_ij]₊,   K = ⌈share · F(F−1)/2⌉,   C_ij = Σ_b z_bi z_bj
 
-S is chosen every `refresh` steps from the sparse codes, without gradients. Dividing by F rather than K keeps the
-pressure on a pair independent of how many are chosen; over K, `share` would only rescale the weight.
+S is chosen every `refresh` steps from the sparse codes, without gradients (of the 4 K pairs with the largest C). Over K
+instead of F, `share` would only rescale the weight.
 
 Source: "instantaneous top-k orthogonality", as it was meant. As first written it cannot run (a B × F × F tensor), lets
 diagonal pairs win, and penalises activations, which never touches the decoder; τ, there a weight, is a floor here.
@@ -15,7 +15,6 @@ inner products of U/σ_max(U), which are cos/σ². Of several ranks each chooses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
 
 import torch
 from jaxtyping import Float
@@ -28,7 +27,7 @@ from train.penalties.penalty import Penalty, PenaltyConfig
 from train.rows import Rows
 from train.sae import SAE, Forward
 
-_CHOICES: Final = {"score": SCORES, "tau_mode": ("fixed", "linear", "quantile"), "norm": ("rows", "spectral")}
+_CHOICES = {"score": SCORES, "tau_mode": ("fixed", "linear", "quantile"), "norm": ("rows", "spectral")}
 _QUANTILE, _DECAY = 0.999, 0.9  # of the cosines; of its moving average, a selection
 
 
@@ -37,6 +36,7 @@ class OrthoPairsConfig(PenaltyConfig):
     """Settings of `ortho_pairs`."""
 
     coeff: float = 0.2
+    every: int = 5
     share: float = 0.001
     """Of all pairs of latents that are chosen."""
     score: str = "coactivation_cosine"
@@ -70,15 +70,13 @@ class OrthoPairsConfig(PenaltyConfig):
 class OrthoPairs(Penalty):
     """State: the chosen pairs, τ, and σ² with the vector that its power iteration has reached."""
 
-    config: OrthoPairsConfig
-
     def __init__(self, config: OrthoPairsConfig, sae: SAE, generator: torch.Generator) -> None:
         """No pairs before the first step has shown some."""
         super().__init__(config, sae, generator)
         (self.d_sae, d_model), device = sae.W_dec.shape, sae.W_dec.device
         self.pairs = no_pairs(math.ceil(config.share * self.d_sae * (self.d_sae - 1) / 2), device)
-        start = {"tau": config.tau, "sigma2": 1.0, "jaccard": 0.0}
-        self.numbers = {name: torch.tensor(one, device=device) for name, one in start.items()}
+        numbers = {"tau": config.tau, "sigma2": 1.0, "jaccard": 0.0}
+        self.numbers = {name: torch.tensor(one, device=device) for name, one in numbers.items()}
         self.right_D = torch.ones(d_model, device=device)
 
     def value(self, sae: SAE, forward: Forward, rows: Rows) -> Float[Tensor, ""]:
@@ -90,7 +88,7 @@ class OrthoPairs(Penalty):
     def update(self, sae: SAE, forward: Forward, rows: Rows, step: int) -> None:
         """Move σ and τ, and choose pairs where it is due."""
         config, tau = self.config, self.numbers["tau"]
-        if not config.coeff:
+        if not config.coeff:  # left out: no draw either
             return
         if config.norm == "spectral":  # one power iteration a step
             unit_FD = normalize(sae.W_dec, dim=1)
@@ -100,9 +98,8 @@ class OrthoPairs(Penalty):
             part = min(1.0, (step + 1) / config.tau_steps)
             self.numbers["tau"] = torch.full_like(tau, config.tau + (config.tau_end - config.tau) * part)
         if due(step, config.start, config.refresh):
-            k, score = len(self.pairs.weight_P), config.score
-            most = min(config.top, max(2, mean_length(forward.code)))
-            new = coactive(forward.code, sae.W_dec, k, score=score, rows=config.rows, most=most)
+            k, most = len(self.pairs.weight_P), min(config.top, max(2, mean_length(forward.code)))
+            new = coactive(forward.code, sae.W_dec, k, score=config.score, rows=config.rows, most=most)
             self.numbers["jaccard"], self.pairs = jaccard(new, self.pairs, self.d_sae), new
             if config.tau_mode == "quantile":
                 self.numbers["tau"] = quantile(sae.W_dec, _QUANTILE, self.generator).lerp(tau, _DECAY)

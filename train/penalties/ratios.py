@@ -16,8 +16,11 @@ from train.codes import Code
 
 RATE_FLOOR: Final = 1e-4
 """Added to firing rates, so that a latent which never fires belongs nowhere."""
+COMPANY: Final = 0.1
+"""Share of the mean co-activation below which a latent's company is noise."""
+EXTREME: Final = 0.1
 ROUNDS: Final = 10
-"""Of the power iteration, and of k-means."""
+"""Of the power iteration."""
 
 
 def domain_counts(code: Code, first_B: Bool[Tensor, " B"]) -> tuple[Float[Tensor, "2 F"], Float[Tensor, " 2"]]:
@@ -51,25 +54,23 @@ def co_activation(code: Code, directions_FR: Float[Tensor, "F R"]) -> Float[Tens
     return rows_FR / code.n_rows
 
 
-def cluster_ratio(rows_FR: Float[Tensor, "F R"], centres_2R: Float[Tensor, "2 R"]) -> tuple[Tensor, Tensor]:
-    """Spherical 2-means of co-activation rows: log (1 + cos to the first centre) / (1 + cos to the second), centres.
+def cluster_ratio(rows_FR: Float[Tensor, "F R"], axis_R: Float[Tensor, " R"]) -> tuple[Tensor, Tensor]:
+    """Where each latent's company lies between two extremes, as a log ratio; and the axis that it is measured along.
 
-    Rows are centred first, so that what every latent shares does not count. All-zero centres begin at the two ends of
-    the first principal direction.
+    The axis is the first principal one of the rows' directions, sought from where it lay before, so that its ends keep
+    their names; `EXTREME` of the latents lie beyond ratios of 4 and 1/4. Latents with next to no company have ratio 1.
     """
-    alive_F = rows_FR.square().sum(1) > 0
-    unit_FR = normalize(rows_FR - rows_FR[alive_F].mean(0), dim=1) * alive_F[:, None]
-    if not centres_2R.any():
-        axis_R = unit_FR[unit_FR.square().sum(1).argmax()]
-        for _ in range(ROUNDS):
-            axis_R = normalize(unit_FR.T @ (unit_FR @ axis_R), dim=0)
-        centres_2R = torch.stack([axis_R, -axis_R])
+    length_F1 = rows_FR.norm(dim=1, keepdim=True)
+    counts_F1 = length_F1 > COMPANY * length_F1.mean()
+    unit_FR = normalize(rows_FR, dim=1)
+    apart_FR = (unit_FR - (unit_FR * counts_F1).sum(0) / counts_F1.sum().clamp_min(1)) * counts_F1
+    if not axis_R.any():
+        axis_R = apart_FR[apart_FR.square().sum(1).argmax()]
     for _ in range(ROUNDS):
-        nearest_F = (unit_FR @ centres_2R.T).argmax(1)
-        member_2F = torch.stack([(nearest_F == 0) & alive_F, (nearest_F == 1) & alive_F]).float()
-        centres_2R = normalize(member_2F @ unit_FR, dim=1)
-    first_F, second_F = (unit_FR @ centres_2R.T).T.clamp(-0.999, 0.999)
-    return torch.log1p(first_F) - torch.log1p(second_F), centres_2R
+        axis_R = normalize(apart_FR.T @ (apart_FR @ axis_R), dim=0)
+    along_F = apart_FR @ axis_R
+    extreme = along_F.abs().topk(max(1, round(EXTREME * len(along_F)))).values[-1]
+    return math.log(4) * along_F / extreme.clamp_min(1e-12), axis_R
 
 
 def regroup(ratio_F: Float[Tensor, " F"], group_F: Int[Tensor, " F"], enter: float, leave: float) -> Int[Tensor, " F"]:

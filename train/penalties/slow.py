@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from train.codes import Code
@@ -41,6 +41,13 @@ class SlowSet:
         # Entries of other latents go to one more column: dropping them would wait for their number.
         wide = values_n.new_zeros(code.n_rows, self.size + 1).index_put((code.rows, slot_n), values_n)
         return wide[:, : self.size]
+
+    def entries(self, code: Code) -> tuple[Float[Tensor, " e"], Int[Tensor, " e"], Int[Tensor, " e"]]:
+        """The slow latents' entries: activation, slot and row of each, row by row. It waits for the device."""
+        values_n, features_n, _ = code.entries
+        slot_n = self.slot_F[features_n.long()]
+        slow_n = slot_n < self.size
+        return values_n[slow_n], slot_n[slow_n], code.rows[slow_n]
 
     @torch.no_grad()
     def update(self, sae: SAE, code: Code, window: int, step: int) -> None:
@@ -96,5 +103,6 @@ def moments(code: Code, window: int) -> Float[Tensor, "3 F"]:
     follows = (key_n[1:] - key_n[:-1] == 1) & (key_n[1:] % code.n_rows % window != 0)
     product = ordered_n[1:] * ordered_n[:-1] * follows
     sums_3F[2].index_add_(0, features_n[order_n[1:]], product)
-    scale_3 = sums_3F.new_tensor([code.n_rows, code.n_rows, code.n_rows / window * (window - 1)])
-    return sums_3F / scale_3[:, None]
+    sums_3F[:2] /= code.n_rows
+    sums_3F[2] /= code.n_rows / window * (window - 1)
+    return sums_3F

@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from train.errors import TrainError
-from train.penalties.contrast import info_nce, kinship, pairs_at
+from train.penalties.contrast import info_nce, kinship, pairs_at, similarities
 from train.penalties.penalty import Penalty, PenaltyConfig
 from train.penalties.slow import SlowSet
 from train.rows import Rows
@@ -77,14 +77,9 @@ class TSAE(Penalty):
     def value(self, sae: SAE, forward: Forward, rows: Rows) -> Float[Tensor, ""]:
         """The mean symmetric cross-entropy, in nats."""
         paper = self.config.source == "paper"
-        q_nWh = self.slow.codes(forward.code).unflatten(0, (-1, rows.window))
-        return info_nce(
-            q_nWh,
-            pairs_at(int(paper), rows.window, float(self.uniform)),
-            cosine=paper,
-            temperature=self.config.temperature,
-            kin_nn=kinship(rows.batch, q_nWh.device),
-        )
+        pairs = pairs_at(int(paper), rows.window, float(self.uniform))
+        similarity_pnn = similarities(self.slow, forward.code, pairs, window=rows.window, cosine=paper)
+        return info_nce(similarity_pnn, self.config.temperature, kinship(rows.batch, rows.x_BD.device))
 
     @torch.no_grad()
     def update(self, sae: SAE, forward: Forward, rows: Rows, step: int) -> None:

@@ -10,7 +10,6 @@ from typing import Final, NamedTuple
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
-from torch.nn.functional import normalize
 
 _BLOCK_ENTRIES: Final = {"cpu": 2**22}  # cosines at a time
 _BLOCK_ENTRIES_ELSEWHERE: Final = 2**27
@@ -45,7 +44,7 @@ def nearest(w_FD: Float[Tensor, "F D"], n: int) -> Neighbours:
 @torch.no_grad()
 def nearest_in_chunks(w_FD: Float[Tensor, "F D"], order_F: Int64[Tensor, " F"], size: int) -> Neighbours:
     """The nearest of each row within its own chunk: a permutation, cut into equal parts of at most `size` rows."""
-    index_F1, cosine_F1 = order_F.new_empty(len(order_F), 1), w_FD.new_empty(len(order_F), 1)
+    index_F1, cosine_F1 = order_F.new_empty(len(order_F), 1), torch.empty(len(order_F), 1, device=w_FD.device)
     for chunk_C in order_F.tensor_split(-(-len(order_F) // size)):
         found = nearest(w_FD[chunk_C], 1)
         index_F1[chunk_C], cosine_F1[chunk_C] = chunk_C[found.index_FN], found.cosine_FN
@@ -86,7 +85,7 @@ def _one_table(w_FD: Tensor, n: int, generator: torch.Generator, bits: int, wind
     order_p = torch.cat([order_F, order_F.new_zeros(padded)]).view(-1, window)
     code_p = torch.cat([code_F[order_F], code_F.new_full((padded,), -1)]).view(-1, window)
     index_FN = order_F.new_zeros(n_rows, n)
-    cosine_FN = w_FD.new_full((n_rows, n), _NONE)
+    cosine_FN = torch.full((n_rows, n), _NONE, device=device)
     unit_FD = _unit(w_FD)
     after_wv = torch.ones(window, 2 * window, dtype=torch.bool, device=device).triu(1)
     largest = window * max(2 * window, 3 * w_FD.shape[1])  # cosines, or rows gathered, of one block
@@ -107,4 +106,5 @@ def _one_table(w_FD: Tensor, n: int, generator: torch.Generator, bits: int, wind
 
 
 def _unit(w_FD: Tensor) -> Tensor:
-    return normalize(w_FD, dim=1).bfloat16()
+    norm_F1 = w_FD.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    return torch.div(w_FD, norm_F1, out=torch.empty_like(w_FD, dtype=torch.bfloat16))  # no float32 copy on the way

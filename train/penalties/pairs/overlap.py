@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from train.penalties.pairs.selection import Pairs
 
-_BYTES: Final = {"cpu": 2**21}  # gathered rows at a time: on a CPU what stays in its cache
+_BYTES: Final = {"cpu": 2**20}  # gathered rows at a time: on a CPU what stays in its cache
 _BYTES_ELSEWHERE: Final = 2**27
 _TINY: Final = 1e-12
 _RANDOM_PAIRS: Final = 2**16
@@ -47,12 +47,8 @@ def gram(
 def cosines(
     w_dec_FD: Float[Tensor, "F D"], first_P: Int64[Tensor, " P"], second_P: Int64[Tensor, " P"]
 ) -> Float[Tensor, " P"]:
-    """The cosine of each pair, float32."""
-    dot_P = w_dec_FD.new_empty(len(first_P))
-    for part in _parts(len(first_P), 2 * w_dec_FD.shape[1], w_dec_FD):
-        torch.sum(w_dec_FD[first_P[part]].mul_(w_dec_FD[second_P[part]]), 1, out=dot_P[part])
-    norm_F = _norms(w_dec_FD)
-    return dot_P / (norm_F[first_P] * norm_F[second_P])
+    """The cosine of each pair."""
+    return _cosines(w_dec_FD, _norms(w_dec_FD), first_P, second_P)
 
 
 @torch.no_grad()
@@ -70,17 +66,18 @@ class _Hinge(torch.autograd.Function):
     def forward(
         ctx: Any, w_FD: Tensor, first_P: Tensor, second_P: Tensor, weight_P: Tensor, floor: float | Tensor
     ) -> Tensor:
-        cosine_P = cosines(w_FD, first_P, second_P)
+        norm_F = _norms(w_FD)
+        cosine_P = _cosines(w_FD, norm_F, first_P, second_P)
         above_P = (cosine_P - floor).clamp_min(0)
-        ctx.save_for_backward(w_FD, first_P, second_P, cosine_P, 2 * weight_P * above_P)
+        ctx.save_for_backward(w_FD, norm_F, first_P, second_P, cosine_P, 2 * weight_P * above_P)
         return (weight_P * above_P.square()).sum()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        w_FD, first_P, second_P, cosine_P, slope_P = ctx.saved_tensors
+        w_FD, norm_F, first_P, second_P, cosine_P, slope_P = ctx.saved_tensors
         # ∂cos/∂w_i = w_j / (|w_i| |w_j|) − cos w_i / |w_i|², and the other way round.
-        norm_F, slope_P = _norms(w_FD), grad * slope_P
+        slope_P = grad * slope_P
         across_P1 = (slope_P / (norm_F[first_P] * norm_F[second_P]))[:, None]
         grad_FD = torch.zeros_like(w_FD)
         for part in _parts(len(first_P), 2 * w_FD.shape[1], w_FD):
@@ -100,7 +97,7 @@ class _Gram(torch.autograd.Function):
         for part in _parts(n_rows, most * w_FD.shape[1], w_FD):
             w_smD = w_FD[features_sm[part]]
             torch.bmm(w_smD, w_smD.mT, out=cosine_smm[part])
-        inverse_sm = 1 / _norms(w_FD)[features_sm]
+        inverse_sm = cosine_smm.diagonal(dim1=1, dim2=2).sqrt().clamp_min(_TINY).reciprocal()
         cosine_smm.mul_(inverse_sm[:, :, None]).mul_(inverse_sm[:, None])
         cosine_smm.diagonal(dim1=1, dim2=2).zero_()
         slope_smm = values_sm[:, :, None] * values_sm[:, None] * cosine_smm.clamp_min(0)
@@ -121,6 +118,13 @@ class _Gram(torch.autograd.Function):
             grad_smD = torch.bmm(across_smm[part], w_FD[features_sm[part]])
             grad_FD.index_add_(0, features_n, grad_smD.flatten(0, 1))
         return grad_FD, None, None
+
+
+def _cosines(w_FD: Tensor, norm_F: Tensor, first_P: Tensor, second_P: Tensor) -> Tensor:
+    dot_P = w_FD.new_empty(len(first_P))
+    for part in _parts(len(first_P), 2 * w_FD.shape[1], w_FD):
+        torch.sum(w_FD[first_P[part]].mul_(w_FD[second_P[part]]), 1, out=dot_P[part])
+    return dot_P / (norm_F[first_P] * norm_F[second_P])
 
 
 def _norms(w_FD: Tensor) -> Tensor:
