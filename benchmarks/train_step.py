@@ -66,7 +66,7 @@ class Contender:
     def __init__(self, python: str, asked: dict[str, Any]) -> None:
         """Start it and wait until it is ready."""
         # `train` comes before torch, as in `python -m train`: it says how OpenMP's threads wait.
-        first = "import train; " if asked["trainer"] == "silo" else ""
+        first = "import train.__main__; " if asked["trainer"] == "silo" else ""
         code = f"{first}from benchmarks.peers.train_steps import main; main()"
         self.folder = tempfile.TemporaryDirectory()
         self.log = Path(self.folder.name) / "log"

@@ -8,6 +8,9 @@ from pathlib import Path
 from cache.errors import CacheError
 from train.errors import PeerStopped, TrainError
 
+# Before torch is loaded: OpenMP's idle threads would spin on the cores that our own kernels work on.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the exit code: 0 done, 2 the request could not be met, 130 interrupted."""

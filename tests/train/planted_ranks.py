@@ -37,6 +37,7 @@ def make_cache(path: Path, *, broken: int = -1) -> None:
 SWEEP: Final = """
 [defaults]
 lr = 1e-3
+eps = 1e-4  # far below it Adam makes full steps of what rounding leaves of gradients near 0
 dead_every = 5
 "feed.seed" = 3
 

@@ -237,9 +237,10 @@ def test_auto_chooses_the_latents_that_stay_on_wherever_they_stand() -> None:
     generator = torch.Generator().manual_seed(2)
     n, slow = 200, torch.tensor([7, 19, 31, 38])
     z_nWF = (torch.rand(n, W, F, generator=generator) < 0.3).float()
-    z_nWF[..., slow] = z_nWF[:, :1, slow].expand(n, W, 4).clone()
+    stays_nW4 = torch.rand(n, W, 4, generator=generator) < 0.9
+    z_nWF[..., slow] = torch.where(stays_nW4, z_nWF[:, :1, slow], z_nWF[..., slow])
     z_nWF[..., 11] = 0.0
-    z_nWF[0, :2, 11] = 1.0  # fired twice in a row, and never again
+    z_nWF[0, :, 11] = 1.0  # all through one window, and never again
     sae = sae_of(steps=1)
     chosen = SlowSet(sae, auto=True, share=0.1, refresh=10, start=6)
     for step in range(6):

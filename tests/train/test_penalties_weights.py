@@ -124,6 +124,8 @@ def test_a_coefficient_of_zero_changes_no_bit(mode: str) -> None:
     bound = {"bound": 0.1} if mode == "geco" else {}
     with_term = train(start("ortho_adaptive", mode=mode, coeff=0.0, every=1, **bound), SOURCE, rows=64)
     plain = train(start(), SOURCE, rows=64)
+    assert with_term.penalties["ortho_adaptive"].weight(5) == 0.0
+    assert isinstance(with_term.penalties["ortho_adaptive"].weight(5), float)
     for key, value in plain.sae.state_dict().items():
         assert torch.equal(with_term.sae.state_dict()[key], value), key
 

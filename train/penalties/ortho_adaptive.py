@@ -3,7 +3,7 @@
     loss = reconstruction + coeff · λ · O,   O = (D / F²) ‖UᵀU‖²_F − 1,   U the decoder's rows at norm 1
 
 O is Σ_ij cos²_ij through the D × D Gram UᵀU, on a scale where 0 is a tight frame and D/F what random rows have
-(Benedetto & Fickus 2003, "Finite normalized tight frames", theorem 6.2: ‖UᵀU‖²_F ≥ F²/D). It whitens the spectrum and
+(Benedetto & Fickus 2003, "Finite normalized tight frames": ‖UᵀU‖²_F ≥ F²/D). It whitens the spectrum and
 nothing else: an orthonormal basis repeated F/D times has O = 0, so duplicates and absorption are beyond its sight. With
 `term` another penalty takes its place, at that penalty's own defaults. λ is one of the modes of `weights.py`.
 """

@@ -6,7 +6,7 @@ q_t are the slow latents' codes of all windows at position t, the right answer i
 sides live: gradients reach the encoder through the entries that are on at t or at t − r, and nothing else. So
 persistence grows by raising activations that occur together and lowering those that occur alone.
 
-The contrast is T-SAE's (arXiv 2511.05541, eq. 4) with three deviations. Temperature 0.1: cosines of codes ≥ 0 lie in
+The contrast is T-SAE's (arXiv 2511.05541) with three deviations. Temperature 0.1: cosines of codes ≥ 0 lie in
 [0, 1], so at T = 1 a softmax over N windows can never fall below log N − 1. The slow latents are chosen by lag-1
 auto-correlation instead of by their place in the dictionary: a prefix learns what is frequent, not what is slow. And
 windows of one document are no negatives of one another.

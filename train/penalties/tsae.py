@@ -1,4 +1,4 @@
-"""`tsae`: the temporal contrast of T-SAE on the first of two nested dictionaries (arXiv 2511.05541, eq. 3-5).
+"""`tsae`: the temporal contrast of T-SAE (arXiv 2511.05541) on the first of two nested dictionaries.
 
     loss = matryoshka reconstruction + coeff · ½ [CE(s(q_t, q_s)) + CE(s(q_s, q_t))],   q = z_{1…h}, h = 0.2 F
 
