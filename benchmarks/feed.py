@@ -24,9 +24,9 @@ import cache
 from benchmarks.cache import SEQUENCE, D, S, T, meta, simulated
 from benchmarks.measure import machine, table
 from benchmarks.mixing import Correlated, of_batches, of_order
-from train.adapters import sae_lens_data_provider
 from train.feed import Feed, FeedConfig
-from train.order import Order
+from train.feed.adapters import sae_lens_data_provider
+from train.feed.order import Order
 
 ROW = 2 * D
 EPOCHS = 3

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from train.order import Order
+from train.feed.order import Order
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,9 +20,9 @@ import torch
 from benchmarks.measure import interleaved, machine, table
 from benchmarks.train_step import Size, learning_rate, write_rows
 from train.architectures import ARCHITECTURES
-from train.batch import Batch
 from train.config import RunConfig, TrainingConfig
-from train.feed_config import FeedConfig
+from train.feed.batch import Batch
+from train.feed.config import FeedConfig
 from train.member import Member
 from train.normalise import Normalisation
 from train.penalties import PENALTIES

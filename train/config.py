@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from train.architectures import ARCHITECTURES
 from train.errors import TrainError
-from train.feed_config import FeedConfig
+from train.feed.config import FeedConfig
 from train.penalties import PENALTIES, PenaltyConfig
 from train.sae import SAEConfig
 

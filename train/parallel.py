@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from train.errors import PeerStopped, TrainError
-from train.feed_state import merge_states
+from train.feed.state import merge_states
 from train.kernels import Selected
 from train.world import ALONE, Agreed, World
 

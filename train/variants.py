@@ -10,7 +10,7 @@ from train import schedule, settings
 from train.architectures import ARCHITECTURES
 from train.config import RunConfig, TrainingConfig
 from train.errors import TrainError
-from train.feed_config import FeedConfig
+from train.feed.config import FeedConfig
 from train.penalties import PENALTIES
 
 

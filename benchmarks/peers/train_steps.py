@@ -45,7 +45,7 @@ class Silo(Trainer):
     def __init__(self, asked: dict[str, Any]) -> None:
         from train.architectures import ARCHITECTURES
         from train.config import RunConfig, TrainingConfig
-        from train.feed_config import FeedConfig
+        from train.feed.config import FeedConfig
         from train.member import Member
         from train.normalise import Normalisation
         from train.run_folder import RunFolder
@@ -75,7 +75,7 @@ class Silo(Trainer):
         )
 
     def step(self, x_BD: Tensor) -> object:
-        from train.batch import Batch
+        from train.feed.batch import Batch
         from train.initialise import geometric_median
         from train.rows import Rows
 

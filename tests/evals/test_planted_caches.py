@@ -9,7 +9,7 @@ import torch
 import cache
 from evals.planted import Domains, Hierarchy, Temporal, sequence, write_cache
 from train.feed import Feed
-from train.feed_config import FeedConfig
+from train.feed.config import FeedConfig
 
 
 def test_the_truth_of_every_cached_row_can_be_had_again(tmp_path: Path) -> None:

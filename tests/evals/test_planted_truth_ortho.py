@@ -18,9 +18,9 @@ from torch.nn.functional import normalize
 
 from evals.planted import Hierarchy, absorption, best_cosine, best_f1, fvu
 from train.architectures import ARCHITECTURES
-from train.batch import Batch
 from train.config import RunConfig, TrainingConfig
-from train.feed_config import FeedConfig
+from train.feed.batch import Batch
+from train.feed.config import FeedConfig
 from train.member import Member
 from train.normalise import Normalisation
 from train.penalties import PENALTIES

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from tests.train.planted_ranks import D
 from train import checkpoint
-from train.batch import Batch
+from train.feed.batch import Batch
 from train.member import Member
 from train.normalise import Normalisation
 from train.parallel import DataParallel, DictionaryParallel

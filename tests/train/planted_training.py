@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from train.architectures import ARCHITECTURES
-from train.batch import Batch
 from train.config import RunConfig, TrainingConfig
-from train.feed_config import FeedConfig
+from train.feed.batch import Batch
+from train.feed.config import FeedConfig
 from train.member import Member
 from train.normalise import Normalisation
 from train.rows import Rows

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from evals.planted import Planted
 from train.architectures import ARCHITECTURES
-from train.batch import Batch
 from train.codes import Code
 from train.config import RunConfig, TrainingConfig
-from train.feed_config import FeedConfig
+from train.feed.batch import Batch
+from train.feed.config import FeedConfig
 from train.member import Member
 from train.normalise import Normalisation
 from train.penalties import PENALTIES, Penalty

@@ -8,9 +8,9 @@ import torch
 
 import cache
 from tests.cache.planted import D, T, make_bits, make_meta, make_rows, write
-from train.adapters import dictionary_learning_data, sae_lens_data_provider
 from train.errors import TrainError
 from train.feed import Feed, FeedConfig
+from train.feed.adapters import dictionary_learning_data, sae_lens_data_provider
 
 CONFIG = FeedConfig(batch=32, pool_sequences=16)
 

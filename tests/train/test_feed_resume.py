@@ -9,10 +9,10 @@ import torch
 import cache
 from cache.repack import repack
 from tests.train.planted_cache import as_int8, batches, make_cache, rows_of, some
-from train.batch import Batch
 from train.errors import TrainError
 from train.feed import Feed, FeedConfig
-from train.feed_state import merge_states
+from train.feed.batch import Batch
+from train.feed.state import merge_states
 
 SMALL = {"batch": 24, "pool_sequences": 12, "block": 2}
 

@@ -12,10 +12,10 @@ import pytest
 
 import cache
 from tests.train.planted_cache import S, make_cache, rows_of, some
-from train.channel import Channel, Closed
-from train.chapters import tasks
 from train.feed import Feed, FeedConfig
-from train.pool import HostMemory, HostPool, Shape
+from train.feed.channel import Channel, Closed
+from train.feed.chapters import tasks
+from train.feed.pool import HostMemory, HostPool, Shape
 
 SMALL = {"batch": 24, "pool_sequences": 12, "block": 2}
 
@@ -125,7 +125,7 @@ def test_memory_is_two_pools_of_the_pool_size_however_large_the_cache(tmp_path: 
             made.append(sequences)
 
     reader = make_cache(tmp_path / "c", n=200, shard_sequences=50)
-    with mock.patch("train.pool.HostPool", Counted), Feed(reader, [3], FeedConfig(**SMALL), epochs=3) as feed:
+    with mock.patch("train.feed.pool.HostPool", Counted), Feed(reader, [3], FeedConfig(**SMALL), epochs=3) as feed:
         list(feed)
     assert made == [12, 12]
 

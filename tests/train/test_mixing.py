@@ -8,7 +8,7 @@ import pytest
 from benchmarks.mixing import Correlated, of_batches, of_order
 from tests.train.planted_cache import T, batches, make_cache
 from train.feed import FeedConfig
-from train.order import Order
+from train.feed.order import Order
 
 CACHE = Correlated(sequences=1600, context=T, shard_sequences=40, document_sequences=4)
 BATCH, POOL = 40, 160  # in the proportions of the defaults and 10M tokens: a batch a quarter of the pool's sequences

@@ -12,7 +12,7 @@ from cache import bf16
 from tests.cache.planted import BOS, make_meta, write
 from train.errors import TrainError
 from train.feed import Feed
-from train.feed_config import FeedConfig
+from train.feed.config import FeedConfig
 from train.initialise import geometric_median
 from train.normalise import Normalisation, normalisation
 

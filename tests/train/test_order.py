@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from train.errors import TrainError
-from train.order import Order, Purpose, generator, phases, runs, tile
+from train.feed.order import Order, Purpose, generator, phases, runs, tile
 
 GOLDEN_CHAPTERS = [[36, 39, 66], [30, 33, 54, 57]]
 GOLDEN_SHUFFLED = [8, 0, 7, 4, 5, 9, 6, 11, 3, 10, 1, 2]

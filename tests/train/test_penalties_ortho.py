@@ -12,11 +12,12 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from tests.train.planted_training import as_rows, planted_batches, planted_directions, random_rows, random_sae
+from train import checkpoint
 from train.architectures import ARCHITECTURES
 from train.codes import Code, Entries
 from train.config import RunConfig, TrainingConfig
 from train.errors import TrainError
-from train.feed_config import FeedConfig
+from train.feed.config import FeedConfig
 from train.member import Member
 from train.normalise import Normalisation
 from train.penalties import PENALTIES, Penalty, PenaltyConfig
@@ -79,7 +80,7 @@ def member(penalties: Mapping[str, PenaltyConfig], *, steps: int = 12, **setting
 
 def trained(one: Member, steps: int | None = None, *, report: bool = False) -> Member:
     batches = planted_batches(planted_directions(24, D), active=3)
-    for x_BD in [next(batches) for _ in range(steps or one.config.training.steps)][one.steps_done :]:
+    for x_BD in [next(batches) for _ in range(one.config.training.steps if steps is None else steps)][one.steps_done :]:
         one.step(as_rows(x_BD), report=report)
     return one
 
@@ -179,6 +180,20 @@ def test_a_run_that_is_resumed_ends_with_the_bits_of_one_that_was_not(name: str,
     assert second.penalties[name].state().keys() == whole.penalties[name].state().keys()
     for key, tensor in whole.penalties[name].state().items():
         assert torch.equal(second.penalties[name].state()[key], tensor), key
+
+
+@pytest.mark.parametrize("name", ORTHO)
+def test_its_state_goes_through_a_checkpoint_before_and_after_the_first_step(name: str, tmp_path: Path) -> None:
+    one = member({name: PENALTIES[name].config(**SETTINGS.get(name, {}))})
+    for steps in (0, 3):
+        trained(one, steps)
+        checkpoint.save(tmp_path, checkpoint.Checkpoint(steps, {}, one.state()), keep=2)
+        saved = checkpoint.load(tmp_path, steps)
+        other = member({name: one.penalties[name].config})
+        other.load(saved)
+        assert other.steps_done == steps
+        for key, tensor in one.state().items():
+            assert torch.equal(other.state()[key], tensor), key
 
 
 @pytest.mark.parametrize("name", ORTHO)

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from tests.train.planted_cache import make_cache, rows_of
-from train import feed as feed_module
-from train.chapters import FILL_THREADS, most_sequences
 from train.feed import Feed, FeedConfig
-from train.pool import Shape
-from train.pool_cuda import CudaMemory
+from train.feed import feed as feed_module
+from train.feed.chapters import FILL_THREADS, most_sequences
+from train.feed.pool import Shape
+from train.feed.pool_cuda import CudaMemory
 
 
 class Nothing:

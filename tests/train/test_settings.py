@@ -7,7 +7,7 @@ import pytest
 
 from train.config import TrainingConfig
 from train.errors import TrainError
-from train.feed_config import FeedConfig
+from train.feed.config import FeedConfig
 from train.settings import convert, has, keys, parse, sort_into
 from train.variants import VARIANTS, sections_of
 

@@ -11,8 +11,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from train import kernels
-from train.batch import Batch
 from train.codes import Code
+from train.feed.batch import Batch
 from train.kernels.sparse import compiled_for
 from train.penalties.slow import SlowSet
 

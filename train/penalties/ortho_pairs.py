@@ -36,13 +36,13 @@ class OrthoPairsConfig(PenaltyConfig):
     """Settings of `ortho_pairs`."""
 
     coeff: float = 0.2
-    every: int = 5
+    every: int = 10
     share: float = 0.001
     """Of all pairs of latents that are chosen."""
     score: str = "coactivation_cosine"
     refresh: int = 10
     """Steps between two selections."""
-    rows: int = 0
+    rows: int = 512
     """Rows of the batch that a selection looks at; 0 is all."""
     top: int = 64
     """Entries of a row, the largest first; never more than the batch's mean number of entries a row."""

@@ -30,8 +30,8 @@ def due(step: int, start: int, refresh: int) -> bool:
 
 def no_pairs(n: int, device: torch.device) -> Pairs:
     """n empty slots."""
-    index_P = torch.zeros(n, dtype=torch.int64, device=device)
-    return Pairs(index_P, index_P, torch.zeros(n, device=device))
+    first_P, second_P = (torch.zeros(n, dtype=torch.int64, device=device) for _ in range(2))
+    return Pairs(first_P, second_P, torch.zeros(n, device=device))
 
 
 def pairs_of(neighbours: Neighbours) -> tuple[Int64[Tensor, " n"], Int64[Tensor, " n"]]:

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import BFloat16, Int64, UInt16
 from torch import Tensor
 
-from train.pool import Gathered, Memory, Pool, Shape
+from train.feed.pool import Gathered, Memory, Pool, Shape
 
 
 class _Staging:

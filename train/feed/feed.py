@@ -19,20 +19,18 @@ import numpy as np
 import torch
 
 from cache import CacheReader
-from train import feed_state
-from train.batch import Batch, Origin, origin
-from train.channel import Channel, Closed
-from train.chapters import FILL_THREADS, Chapters, most_sequences
-from train.eligible import wanted_sequences
 from train.errors import TrainError
-from train.feed_config import FeedConfig
-from train.feed_report import FeedReport, Meter
-from train.order import Order, Position
-from train.pool import Gathered, HostMemory, Memory, Shape
-from train.pool_cuda import cuda_memory
-from train.stream import Stream
-
-__all__ = ["Batch", "Feed", "FeedConfig", "FeedReport"]
+from train.feed import state as feed_state
+from train.feed.batch import Batch, Origin, origin
+from train.feed.channel import Channel, Closed
+from train.feed.chapters import FILL_THREADS, Chapters, most_sequences
+from train.feed.config import FeedConfig
+from train.feed.eligible import wanted_sequences
+from train.feed.order import Order, Position
+from train.feed.pool import Gathered, HostMemory, Memory, Shape
+from train.feed.pool_cuda import cuda_memory
+from train.feed.report import FeedReport, Meter
+from train.feed.stream import Stream
 
 _AHEAD: Final = 2  # batches gathered before they are asked for
 _COUNTED: Final = 8  # of so many batches one has its documents counted, which takes a tenth of its gathering

@@ -14,11 +14,11 @@ import numpy as np
 from jaxtyping import Bool, Int32, Int64, UInt8
 
 from cache import CacheReader
-from train.channel import Closed
-from train.eligible import Filter
-from train.feed_config import FeedConfig
-from train.order import Order, Position, phases, runs, tile
-from train.pool import Memory, Pool
+from train.feed.channel import Closed
+from train.feed.config import FeedConfig
+from train.feed.eligible import Filter
+from train.feed.order import Order, Position, phases, runs, tile
+from train.feed.pool import Memory, Pool
 
 FILL_THREADS: Final = max(1, min(8, (os.cpu_count() or 1) // 2))
 _TASK_BYTES: Final = 8 << 20  # one read: large enough for a disk's full rate, small enough to share among threads

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float64, Int32, Int64, UInt16
 from cache import CacheReader, bf16
 from cache.statistics import QUANTILES
 from train.errors import TrainError
-from train.feed_config import FeedConfig
+from train.feed.config import FeedConfig
 
 _TRAIN, _HELD_OUT = 0, 1
 

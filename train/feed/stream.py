@@ -7,11 +7,11 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int64
 
-from train.channel import Channel
-from train.chapters import Chapter, Chapters, Contents
 from train.errors import TrainError
-from train.order import Position
-from train.pool import Pool
+from train.feed.channel import Channel
+from train.feed.chapters import Chapter, Chapters, Contents
+from train.feed.order import Position
+from train.feed.pool import Pool
 
 
 class Taken(NamedTuple):

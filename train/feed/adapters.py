@@ -10,7 +10,7 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from train.errors import TrainError
-from train.feed import Feed
+from train.feed.feed import Feed
 
 
 def sae_lens_data_provider(feed: Feed) -> Iterator[Float32[Tensor, "B D"]]:

@@ -12,8 +12,8 @@ import torch
 from jaxtyping import BFloat16, Int32, Int64, UInt8
 from torch import Tensor
 
-from train.pool import expand
-from train.stream import Taken
+from train.feed.pool import expand
+from train.feed.stream import Taken
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,8 +6,8 @@ from typing import Any, Final
 
 from cache import CacheReader
 from train.errors import TrainError
-from train.feed_config import FeedConfig
-from train.order import Position
+from train.feed.config import FeedConfig
+from train.feed.order import Position
 
 VERSION: Final = 1
 
@@ -85,7 +85,7 @@ def check(state: Mapping[str, Any], wanted: Mapping[str, Any], parts: Iterable[i
         if place is None:
             raise TrainError(
                 f"the state has no place for part {part}, only for {', '.join(state['parts'])}: join the states of all"
-                " processes with train.feed_state.merge_states"
+                " processes with train.feed.state.merge_states"
             )
         if not isinstance(place, list | tuple) or len(place) != 3 or not all(map(_whole, place)):
             raise TrainError(f"the place of part {part} must be three whole numbers, got {place!r}: start anew")
