@@ -1,7 +1,6 @@
 """The loop: one feed, any number of SAEs, each as it would be alone."""
 
 import signal
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from train.inference import InferenceSAE
 from train.initialise import geometric_median
 from train.member import Member
 from train.normalise import Normalisation
+from train.pace import Pace
 from train.rows import Rows
 from train.run_folder import SUMMARY
 from train.trackers import Tracker, last_report, trackers
@@ -92,12 +92,15 @@ class Group:
                     report = (step + 1) % self.options.report_every == 0 or step == 0
                     stepped = self._step(rows, step, report, say)
                     step += 1
-                    pace.rows += self.world.rows(len(rows.x_BD))
+                    pace.stepped(self.world.rows(len(rows.x_BD)))
                     self._log(stepped, report, loggers, pace.report(feed))
                     self._save(stepped, feed)
                     bar.update()
                     if report:
-                        self._show(bar)
+                        bar.set_postfix_str(self._scores())
+                    if not self.options.progress and step * 10 // last > (step - 1) * 10 // last:
+                        say(f"  {step:,} of {last:,} steps, {pace.left(last - step)}: {self._scores()}")
+                    if report:
                         pace.restart()
         finally:
             bar.close()
@@ -207,40 +210,17 @@ class Group:
             return []
         return trackers(self.options.log, member.folder.path, member.steps_done, member.config.to_json())
 
-    def _show(self, bar: Any) -> None:
+    def _scores(self) -> str:
+        """What the first members came to at the last report."""
         shown = {
             one.config.variant: f"fvu {float(one.last['fvu']):.3f} l0 {float(one.last['l0']):.0f}"
             for one in self.members
             if one.last
         }
-        bar.set_postfix_str(", ".join(f"{name} {text}" for name, text in list(shown.items())[:3]))
+        return ", ".join(f"{name} {text}" for name, text in list(shown.items())[:3])
 
     def _signal(self) -> None:
         self.signalled = True
-
-
-class Pace:
-    """Rows a second, and the share of time spent waiting for the feed, since the last report."""
-
-    def __init__(self) -> None:
-        """Start the clock."""
-        self.restart()
-
-    def restart(self) -> None:
-        """Begin anew."""
-        self.since, self.waited, self.rows = time.perf_counter(), 0.0, 0
-
-    def waiting(self, get: Callable[[], Batch]) -> Batch:
-        """Take a batch and count the time it took."""
-        start = time.perf_counter()
-        batch = get()
-        self.waited += time.perf_counter() - start
-        return batch
-
-    def report(self, feed: Feed) -> dict[str, float]:
-        """The numbers."""
-        elapsed = max(time.perf_counter() - self.since, 1e-9)
-        return {"rows_per_s": self.rows / elapsed, "feed_wait": self.waited / elapsed, "epoch": feed.report().epoch}
 
 
 @contextmanager
