@@ -83,6 +83,12 @@ info: $(READY) ## what is in a cache: make info CACHE=caches/…
 verify: $(READY) ## check every byte of a cache: make verify CACHE=caches/…
 	@$(BIN)/python -m cache verify '$(CACHE)'
 
-bench: $(READY) ## measure the claims of the README on this machine
+RIVALS := $(if $(wildcard $(PEERS)),$(VENV)-peers/bin/python)
+
+bench: $(READY) ## measure the claims of the README on this machine; after `make peers` against the other libraries too
 	$(BIN)/python -m benchmarks.cache
-	$(BIN)/python -m benchmarks.harvest $(if $(SAELENS),--saelens $(SAELENS))
+	$(BIN)/python -m benchmarks.harvest $(if $(RIVALS),--saelens $(RIVALS))
+	$(BIN)/python -m benchmarks.feed $(if $(RIVALS),--saelens $(RIVALS))
+	$(BIN)/python -m benchmarks.train_step $(if $(RIVALS),--peers $(RIVALS))
+	OMP_WAIT_POLICY=passive $(BIN)/python -m benchmarks.train_together
+	OMP_WAIT_POLICY=passive $(BIN)/python -m benchmarks.penalties

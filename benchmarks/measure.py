@@ -48,7 +48,7 @@ def machine() -> list[str]:
         cpu = names[0] if names else cpu
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     packages = []
-    for name in ("numpy", "zarr", "numcodecs", "tensorstore", "torch", "transformers", "google-crc32c"):
+    for name in ("numpy", "zarr", "numcodecs", "tensorstore", "torch", "transformers", "crc32c", "numba"):
         try:
             packages.append(f"{name} {version(name)}")
         except PackageNotFoundError:

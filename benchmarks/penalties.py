@@ -1,7 +1,9 @@
 """What a penalty adds to a training step: each variant's step against that of plain BatchTopK, same rows, in turns.
 
-    python -m benchmarks.penalties --save                                      # writes benchmarks/results/penalties.md
+    OMP_WAIT_POLICY=passive python -m benchmarks.penalties --save         # writes benchmarks/results/penalties.md
     python -m benchmarks.penalties --device cuda --d-model 2304 --d-sae 65536 --k 64
+
+The environment variable is what `python -m train` sets by itself, before torch is loaded.
 
 A turn is 100 consecutive optimiser steps of one SAE, so that whatever a penalty does only now and then (searching pairs
 every 10 or 100 steps) is in it at its share. Rows are sums of few unit directions with power-law frequencies, and
@@ -10,6 +12,7 @@ noise, held in memory; they come as windows of 8 for the penalties that need the
 
 import argparse
 import itertools
+import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -114,7 +117,8 @@ def main() -> None:
         for name, timing in timings.items()
     ]
     out = ["# What a penalty adds to a training step", "", *head, f"- {size}, {arguments.device}"]
-    out += [f"- {torch.get_num_threads()} threads; medians of {arguments.rounds} turns of {arguments.steps} steps", ""]
+    threads = f"{torch.get_num_threads()} threads, OMP_WAIT_POLICY={os.environ.get('OMP_WAIT_POLICY', 'unset')}"
+    out += [f"- {threads}; medians of {arguments.rounds} turns of {arguments.steps} steps", ""]
     out += table(["variant", "a step", "fastest – slowest", "ratio", "bar"], lines)
     print("\n".join(out))
     if arguments.save:

@@ -108,7 +108,8 @@ class Contender:
 
 def write_rows(path: Path, size: Size, batches: int, seed: int = 0) -> None:
     """Rows with mean 0 and E‖x‖² = D: k of 2 F unit directions a row, feature p with frequency ∝ p^−½, plus noise."""
-    generator = torch.Generator().manual_seed(seed)
+    # Far from any contender's seed: the same stream of numbers would start a dictionary at the planted directions.
+    generator = torch.Generator().manual_seed(seed + 2**20)
     directions_PD = torch.nn.functional.normalize(torch.randn(2 * size.d_sae, size.d_model, generator=generator), dim=1)
     rows_ND = np.lib.format.open_memmap(path, "w+", np.float32, (batches * size.batch, size.d_model))
     for start in range(0, len(rows_ND), size.batch):

@@ -10,7 +10,7 @@ from cache.reader import CacheReader
 from train.feed import Feed, FeedConfig
 from train.inference import InferenceSAE
 
-ROWS: Final = 2**16
+ROWS: Final = 2**14
 
 
 @dataclass(frozen=True)

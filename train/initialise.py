@@ -1,5 +1,6 @@
 """Before the first step: the decoder's directions, and its bias."""
 
+import hashlib
 from typing import Final
 
 import torch
@@ -9,9 +10,19 @@ from torch import Tensor
 _CHUNK: Final = 4096  # a multiple of 16: torch makes normal numbers 16 at a time, and chunks then continue one stream
 
 
+def stream(purpose: str, seed: int) -> torch.Generator:
+    """Random numbers for one purpose of one run, that nobody else draws.
+
+    `manual_seed(0)` is the first seed that anyone takes: planted data made with it would hand a dictionary that starts
+    with the same numbers its own truth. (torch keeps 32 bits of a seed, so adding a large number is not enough.)
+    """
+    digest = hashlib.sha256(f"silo {purpose} {seed}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:4], "little"))
+
+
 def directions(d_sae: int, d_model: int, seed: int, latents: range) -> Float[Tensor, "f D"]:
     """Rows `latents` of d_sae random unit vectors, the same whichever rows are asked for, in memory for these alone."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = stream("directions", seed)
     w_fD = torch.empty(len(latents), d_model)
     start = 0
     while start < d_sae:

@@ -17,6 +17,7 @@ from train.config import RunConfig
 from train.dead import Silence, resample
 from train.exports import sae_lens
 from train.inference import InferenceSAE, Scalar, fold
+from train.initialise import stream
 from train.normalise import Normalisation
 from train.optim import Optimiser
 from train.penalties import PENALTIES, Penalty
@@ -48,7 +49,7 @@ class Member:
         self.silence = Silence(
             self.sae.d_sae, config.training.dead_after, config.training.dead_every, torch.device(device)
         )
-        self.generator = torch.Generator().manual_seed(config.sae.seed + 2**32)  # apart from the weights' own
+        self.generator = stream("training", config.sae.seed)
         self.penalties: dict[str, Penalty] = {
             name: PENALTIES[name].penalty(one, self.sae, self.generator) for name, one in config.penalties.items()
         }
