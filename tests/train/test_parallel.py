@@ -16,7 +16,7 @@ from train import checkpoint, variants
 from train.__main__ import main
 from train.errors import TrainError
 from train.exports import sae_lens
-from train.initialise import directions
+from train.initialise import directions, stream
 from train.launch import plan
 from train.parallel import DataParallel, DictionaryParallel, kept_of
 from train.penalties import PENALTIES
@@ -243,8 +243,7 @@ def test_the_largest_over_all_processes_are_exactly_k_also_among_equals() -> Non
 
 
 def test_a_share_of_the_initial_directions_is_that_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    generator = torch.Generator().manual_seed(9)
-    whole_FD = torch.randn(101, 3, generator=generator)
+    whole_FD = torch.randn(101, 3, generator=stream("directions", 9))
     whole_FD /= whole_FD.norm(dim=1, keepdim=True)
     for chunk in (16, 32, 4096):
         monkeypatch.setattr("train.initialise._CHUNK", chunk)
