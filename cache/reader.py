@@ -112,7 +112,7 @@ class CacheReader:
             have = ", ".join(map(str, self.layers))
             raise CacheError(
                 f"{self.folder.name} has no layer {layer}, only {have}: add it with `make harvest LAYER={layer}"
-                f" CACHE={self.folder.name}`"
+                f" MODEL={self.meta.model} CACHE={self.folder.name}`"
             )
         return LayerReader(self, layer)
 

@@ -145,7 +145,7 @@ def _check_needs(run: RunConfig, reader: CacheReader) -> None:
         if penalty.needs_domains and len(reader.meta.domains) < 2:
             raise TrainError(
                 f"{name} tells domains apart, and {reader.folder.name} has {len(reader.meta.domains)}: harvest sources"
-                " with a domain each, or see the penalty's settings for another way"
+                " with a domain each, or say SET=ortho_groups.by=clusters"
             )
 
 
