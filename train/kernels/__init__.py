@@ -12,6 +12,25 @@ has that layout too. An encoder that subtracts `b_dec` first gives `x − b_dec.
 """
 
 from train.kernels.adam import Adam
-from train.kernels.sparse import Selected, decode, encode, select_top_k, select_top_n, sparse_from_dense
+from train.kernels.sparse import (
+    Selected,
+    decode,
+    encode,
+    gather_dot,
+    gather_sum,
+    select_top_k,
+    select_top_n,
+    sparse_from_dense,
+)
 
-__all__ = ["Adam", "Selected", "decode", "encode", "select_top_k", "select_top_n", "sparse_from_dense"]
+__all__ = [
+    "Adam",
+    "Selected",
+    "decode",
+    "encode",
+    "gather_dot",
+    "gather_sum",
+    "select_top_k",
+    "select_top_n",
+    "sparse_from_dense",
+]

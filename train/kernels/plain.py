@@ -53,7 +53,7 @@ def gather_sum(
     bias_D: Float[Tensor, " D"],
 ) -> Float[Tensor, "B D"]:
     """out[b] = bias + Σ over b's entries of value · w[latent]."""
-    return _bags(values_n, features_n, offsets, w_FD) + bias_D
+    return _bags(values_n, features_n, offsets, w_FD).add_(bias_D)
 
 
 def gather_dot(

@@ -106,6 +106,27 @@ def decode(
     return x_hat_BD
 
 
+def gather_sum(
+    values_n: Float[Tensor, " n"],
+    features_n: Int64[Tensor, " n"],
+    offsets: Int64[Tensor, " b"],
+    w_FD: Float[Tensor, "F D"],
+) -> Float[Tensor, "B D"]:
+    """Σ over a row's entries of value · w[latent], for every row; no gradient."""
+    kernels = _kernels(w_FD, len(values_n), len(offsets) - 1, len(w_FD))
+    return kernels.gather_sum(values_n, features_n, offsets, w_FD, w_FD.new_zeros(w_FD.shape[1]))
+
+
+def gather_dot(
+    features_n: Int64[Tensor, " n"],
+    offsets: Int64[Tensor, " b"],
+    w_FD: Float[Tensor, "F D"],
+    x_BD: Float[Tensor, "B D"],
+) -> Float[Tensor, " n"]:
+    """x[row] · w[latent] of every entry; no gradient."""
+    return _kernels(w_FD, len(features_n), len(x_BD), len(w_FD)).gather_dot(features_n, offsets, w_FD, x_BD)
+
+
 class _Encode(torch.autograd.Function):
     @staticmethod
     def forward(

@@ -1,8 +1,9 @@
-"""What pairs of decoder rows cost: sums of squared positive cosines, in chunks, each with its own backward.
+"""What pairs of decoder rows cost: sums of squared positive cosines, each with its own backward.
 
-Autograd would keep every gathered row; here the forward keeps one number a pair, and the backward gathers again and
-adds into one [F, D] gradient. Gradients reach the decoder alone. Cosines are those of the rows as they are, normalised
-or not. Shapes: F d_sae, D d_model, P pairs, s sampled rows, m entries a sampled row.
+Autograd would keep every gathered row; here the forward keeps one number a pair, and the backward writes one [F, D]
+gradient: that of a list of pairs is a sparse F × F matrix times W_dec, so the kernels of sparse codes do both.
+Gradients reach the decoder alone. Cosines are those of the rows as they are, normalised or not.
+Shapes: F d_sae, D d_model, P pairs sorted by the first, s sampled rows, m entries a sampled row.
 """
 
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from train import kernels
 from train.penalties.pairs.selection import Pairs
 
 _BYTES: Final = {"cpu": 2**20}  # gathered rows at a time: on a CPU what stays in its cache
@@ -28,7 +30,7 @@ def hinge(
     *,
     floor: float | Float[Tensor, ""] = 0.0,
 ) -> Float[Tensor, ""]:
-    """Σ_p weight_p [cos_p − floor]₊²; the weights default to the pairs' own."""
+    """Σ_p weight_p [cos_p − floor]₊² over pairs sorted by the first; the weights default to the pairs' own."""
     weight_P = pairs.weight_P if weight_P is None else weight_P
     first_P, second_P, _ = pairs
     value: Tensor = _Hinge.apply(w_dec_FD, first_P, second_P, weight_P, floor)  # type: ignore[no-untyped-call]
@@ -47,8 +49,10 @@ def gram(
 def cosines(
     w_dec_FD: Float[Tensor, "F D"], first_P: Int64[Tensor, " P"], second_P: Int64[Tensor, " P"]
 ) -> Float[Tensor, " P"]:
-    """The cosine of each pair."""
-    return _cosines(w_dec_FD, _norms(w_dec_FD), first_P, second_P)
+    """The cosine of each pair, in any order."""
+    first_P, order_P = first_P.sort()
+    cosine_P = _cosines(w_dec_FD, _norms(w_dec_FD), first_P, second_P[order_P])
+    return torch.empty_like(cosine_P).index_copy_(0, order_P, cosine_P)
 
 
 @torch.no_grad()
@@ -76,17 +80,16 @@ class _Hinge(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         w_FD, norm_F, first_P, second_P, cosine_P, slope_P = ctx.saved_tensors
-        # ∂cos/∂w_i = w_j / (|w_i| |w_j|) − cos w_i / |w_i|², and the other way round.
+        # ∂cos/∂w_i = w_j / (|w_i| |w_j|) − cos w_i / |w_i|², and the other way round: a sparse F × F matrix times W.
         slope_P = grad * slope_P
-        across_P1 = (slope_P / (norm_F[first_P] * norm_F[second_P]))[:, None]
-        grad_FD = torch.zeros_like(w_FD)
-        for part in _parts(len(first_P), 2 * w_FD.shape[1], w_FD):
-            first_p, second_p, across_p1 = first_P[part], second_P[part], across_P1[part]
-            grad_FD.index_add_(0, first_p, w_FD[second_p].mul_(across_p1))
-            grad_FD.index_add_(0, second_p, w_FD[first_p].mul_(across_p1))
+        across_P = slope_P / (norm_F[first_P] * norm_F[second_P])
         along_P = slope_P * cosine_P
         along_F = torch.zeros_like(norm_F).index_add_(0, first_P, along_P).index_add_(0, second_P, along_P)
-        return grad_FD.addcmul_((along_F / norm_F.square())[:, None], w_FD, value=-1), None, None, None, None
+        own_F = torch.arange(len(w_FD), device=w_FD.device)
+        row_n, order_n = torch.cat([first_P, second_P, own_F]).sort(stable=True)
+        other_n = torch.cat([second_P, first_P, own_F])[order_n]
+        value_n = torch.cat([across_P, across_P, -along_F / norm_F.square()])[order_n]
+        return kernels.gather_sum(value_n, other_n, _offsets(row_n, len(w_FD)), w_FD), None, None, None, None
 
 
 class _Gram(torch.autograd.Function):
@@ -121,10 +124,14 @@ class _Gram(torch.autograd.Function):
 
 
 def _cosines(w_FD: Tensor, norm_F: Tensor, first_P: Tensor, second_P: Tensor) -> Tensor:
-    dot_P = w_FD.new_empty(len(first_P))
-    for part in _parts(len(first_P), 2 * w_FD.shape[1], w_FD):
-        torch.sum(w_FD[first_P[part]].mul_(w_FD[second_P[part]]), 1, out=dot_P[part])
+    """Of pairs sorted by the first."""
+    dot_P = kernels.gather_dot(second_P, _offsets(first_P, len(w_FD)), w_FD, w_FD)
     return dot_P / (norm_F[first_P] * norm_F[second_P])
+
+
+def _offsets(sorted_P: Tensor, n_rows: int) -> Tensor:
+    """Where the entries of each row begin, and where the last one's end."""
+    return torch.searchsorted(sorted_P, torch.arange(n_rows + 1, device=sorted_P.device))
 
 
 def _norms(w_FD: Tensor) -> Tensor:
