@@ -50,6 +50,12 @@ def test_every_idea_names_measures_columns_and_pictures_that_exist(number: str) 
     assert idea.planted in PLANTED
 
 
+@pytest.mark.parametrize("name", PLANTED)
+def test_planted_dictionaries_have_room_for_all_that_is_on(name: str) -> None:
+    assert PLANTED[name].k == round(SOURCES[name].l0)
+    assert PLANTED[name].d_sae > SOURCES[name].n_features
+
+
 @pytest.mark.parametrize("number", [*IDEAS, "003_grid"])
 @pytest.mark.parametrize("scale", SCALES)
 def test_every_arm_of_every_plan_is_a_run_at_every_scale(number: str, scale: str, tmp_path: Path) -> None:
