@@ -17,6 +17,8 @@ from cache import CacheReader
 from evals import sparse_codes
 from evals.chunks import chunks
 from evals.errors import EvalError
+from train import group_biases
+from train.codes import Code, Entries
 from train.inference import InferenceSAE
 
 
@@ -109,7 +111,8 @@ def densities(
 class Clamp:
     """An SAE's hand on the residual: x′ = x − Σ_j (m + f_j) W_dec[j] over the clamped latents that are on.
 
-    It is x + decode(f′) − decode(f) with f′_j = −m, so the SAE's error stays in x′; the first position is spared.
+    It is x + decode(f′) − decode(f) with f′_j = −m, so the SAE's error stays in x′; the first position is spared. Where
+    the SAE has group biases that difference has their part too: a clamped latent counts as off in its group's share.
     """
 
     def __init__(self, sae: InferenceSAE, asked: Sequence[Configuration]) -> None:
@@ -122,16 +125,33 @@ class Clamp:
 
     def changed(self, x_nTD: Float[Tensor, "n T D"]) -> Iterator[tuple[Configuration, Float[Tensor, "n T D"]]]:
         """The residual under each configuration, in x's dtype; x itself where it changes nothing."""
-        f_nTU = self._latents(x_nTD)
+        codes = sparse_codes.encode(self.sae, x_nTD.flatten(0, 1).float())
+        f_nTU = self._latents(codes, x_nTD)
         on_nTU = f_nTU > 0
         for one in self.asked:
             mask_U = torch.zeros(len(self._w_dec_UD), device=x_nTD.device)
             mask_U[self._column_F[list(one.features)]] = 1
             taken_nTU = (f_nTU + one.multiplier * on_nTU) * mask_U
-            yield one, (x_nTD.float() - taken_nTU @ self._w_dec_UD).to(x_nTD.dtype)
+            changed_nTD = x_nTD.float() - taken_nTU @ self._w_dec_UD
+            if self.sae.group_bias is not None and self.sae.group_of is not None:
+                moved_RD = self._moved(codes, one.features, self.sae.group_of, self.sae.group_bias)
+                changed_nTD[:, 1:] += moved_RD.view(x_nTD.shape)[:, 1:]
+            yield one, changed_nTD.to(x_nTD.dtype)
 
-    def _latents(self, x_nTD: Tensor) -> Float[Tensor, "n T U"]:
-        codes = sparse_codes.encode(self.sae, x_nTD.flatten(0, 1).float())
+    def _moved(
+        self, codes: Entries, clamped: Sequence[int], group_of_F: Tensor, bias_GD: Tensor
+    ) -> Float[Tensor, "R D"]:
+        """By how much the groups' biases change once some latents are off."""
+        on_F = torch.ones(self.sae.d_sae, device=bias_GD.device)
+        on_F[list(clamped)] = 0
+        left = codes._replace(values_n=codes.values_n * on_F[codes.features_n])
+        with_RG, without_RG = (
+            group_biases.shares(group_biases.amounts(Code(self.sae.d_sae, entries=one), group_of_F, len(bias_GD)))
+            for one in (codes, left)
+        )
+        return (without_RG - with_RG) @ bias_GD
+
+    def _latents(self, codes: Entries, x_nTD: Tensor) -> Float[Tensor, "n T U"]:
         row_n = torch.repeat_interleave(codes.offsets.diff())
         column_n = self._column_F[codes.features_n]
         kept_n = column_n >= 0

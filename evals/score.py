@@ -183,6 +183,11 @@ def _one(name: str, sae: InferenceSAE, pooled: Mapping[str, Pooled], data: _Data
     if name == "absorption":
         chosen = AbsorptionOptions(**own)
         return absorption(sae, **data.words, truth=data.tensors, options=chosen)
+    if sae.n_groups:
+        raise EvalError(
+            "closed-form ablation takes the decoder for linear, and this SAE's group biases are not: score it without"
+            " scr and tpp"
+        )
     ablate = scr if name == "scr" else tpp
     return ablate(pooled, sae.W_dec.cpu(), data.tensors, data.tasks[name], **own)
 

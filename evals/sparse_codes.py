@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from train import kernels
-from train.codes import Entries
+from train import group_biases, kernels
+from train.codes import Code, Entries
 from train.inference import InferenceSAE
 
 _AT_ONCE: Final = 2**22
@@ -41,7 +41,11 @@ def encode(sae: InferenceSAE, x_RD: Float[Tensor, "R D"]) -> Entries:
 @torch.no_grad()
 def decode(sae: InferenceSAE, entries: Entries) -> Float[Tensor, "R D"]:
     """Reconstructions, those of `InferenceSAE.decode`."""
-    return kernels.decode(entries.values_n, entries.features_n, entries.offsets, sae.W_dec.float(), sae.b_dec)
+    x_hat_RD = kernels.decode(entries.values_n, entries.features_n, entries.offsets, sae.W_dec.float(), sae.b_dec)
+    if sae.group_bias is None or sae.group_of is None:
+        return x_hat_RD
+    amounts_RH = group_biases.amounts(Code(sae.d_sae, entries=entries), sae.group_of, sae.n_groups)
+    return group_biases.added(x_hat_RD, amounts_RH, sae.group_bias)
 
 
 def matrix(entries: Entries, d_sae: int) -> sp.csr_array:

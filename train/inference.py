@@ -1,7 +1,7 @@
 """What a trained SAE is: weights in raw model units and the rule that makes latents of a row, however it was trained.
 
-Evaluations use it for our own SAEs and for foreign ones; `train/exports` reads and writes it as files. The functions
-rewrite one without changing what it does; they compute in float64 and round once.
+Evaluations use it for our own SAEs and for foreign ones; `train/exports` reads and writes it as files;
+`train/folding.py` rewrites one without changing what it does.
 Shapes: D d_model, F d_sae, B rows; a star is any leading axes.
 """
 
@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from train import group_biases
 from train.errors import TrainError
 
 TENSORS_OF: Final[dict[str, tuple[str, ...]]] = {
@@ -26,7 +27,9 @@ TENSORS_OF: Final[dict[str, tuple[str, ...]]] = {
     "gated": ("W_enc", "W_dec", "b_dec", "b_gate", "b_mag", "r_mag"),
 }
 """Architecture → the tensors that it has, and no others."""
-_SHAPES: Final = {"W_enc": "DF", "W_dec": "FD", "b_dec": "D"}  # everything else is [F]
+GROUP_TENSORS: Final = ("group_bias", "group_of")
+"""What any architecture may have besides, both or none."""
+_SHAPES: Final = {"W_enc": "DF", "W_dec": "FD", "b_dec": "D", "group_bias": "GD"}  # everything else is [F]
 _WITH_K: Final = ("topk", "batchtopk", "matryoshka")
 
 Scalar = str | int | float | bool
@@ -44,10 +47,14 @@ class InferenceSAE:
     | gated | ReLU(x W_enc · exp(r_mag) + b_mag) where x W_enc + b_gate > 0, x less b_dec (arXiv 2404.16014, §3.2) |
 
     BatchTopK and Matryoshka SAEs use the threshold learned in training (Bussmann et al. 2024, arXiv 2412.06410, §3),
-    so that a row's latents never depend on the rows beside it.
+    so that a row's latents never depend on the rows beside it. With group biases b_g (`train/group_biases.py`) of G
+    groups of latents, x̂ has Σ_g m_g b_g too, m_g the group's share of the row's activation.
     """
 
-    TENSORS: ClassVar[tuple[str, ...]] = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold", "b_gate", "b_mag", "r_mag")
+    TENSORS: ClassVar[tuple[str, ...]] = (
+        *("W_enc", "W_dec", "b_enc", "b_dec", "threshold", "b_gate", "b_mag", "r_mag"),
+        *GROUP_TENSORS,
+    )
 
     # Shapes are checked below rather than by annotations: weights come from strangers' files too.
     architecture: str
@@ -67,6 +74,10 @@ class InferenceSAE:
     """[F]; gated."""
     r_mag: Tensor | None = None
     """[F]; gated: logarithm of what the magnitude path scales W_enc by."""
+    group_bias: Tensor | None = None
+    """[G, D]; of SAEs that were trained with group biases."""
+    group_of: Tensor | None = None
+    """[F] int64, with `group_bias`: 1 to G, or 0 for none."""
     k: int = 0
     """topk: latents a row; batchtopk, matryoshka: the mean that it was trained for."""
     groups: tuple[int, ...] = ()
@@ -95,26 +106,41 @@ class InferenceSAE:
     def _check_names(self) -> None:
         wanted = TENSORS_OF[self.architecture]
         given = [name for name in self.TENSORS if getattr(self, name) is not None]
-        if set(given) != set(wanted):
-            raise TrainError(f"{self.architecture} has the tensors {', '.join(wanted)}, got {', '.join(given)}")
+        if set(given) not in ({*wanted}, {*wanted, *GROUP_TENSORS}):
+            raise TrainError(
+                f"{self.architecture} has the tensors {', '.join(wanted)}, and either all or none of"
+                f" {', '.join(GROUP_TENSORS)}, got {', '.join(given)}"
+            )
 
     def _check_tensor(self, name: str, tensor: Tensor) -> None:
-        sizes = {"D": self.b_dec.numel(), "F": self.W_dec.shape[0] if self.W_dec.ndim else 0}
+        groups = self.group_bias.shape[0] if self.group_bias is not None and self.group_bias.ndim else 0
+        sizes = {"D": self.b_dec.numel(), "F": self.W_dec.shape[0] if self.W_dec.ndim else 0, "G": groups}
         axes = _SHAPES.get(name, "F")
         shape = tuple(sizes[axis] for axis in axes)
         if tuple(tensor.shape) != shape or 0 in shape:
             raise TrainError(f"{name} must be [{', '.join(axes)}] = {list(shape)}, got {list(tensor.shape)}")
-        matrix = len(axes) == 2
+        if name == "group_of":
+            self._check_groups(tensor, groups)
+            return
+        matrix = name in ("W_enc", "W_dec")
         dtype = self.W_enc.dtype if matrix else torch.float32
         if tensor.dtype != dtype or dtype not in (torch.float32, torch.bfloat16, torch.float16):
             wanted = "float32, bfloat16 or float16, W_enc and W_dec the same" if matrix else "float32"
             raise TrainError(f"{name} must be {wanted}, got {tensor.dtype}")
+        self._check_device(name, tensor)
+        if not tensor.isfinite().all():
+            raise TrainError(f"{name} has {int((~tensor.isfinite()).sum())} values that are not finite")
+
+    def _check_groups(self, group_of_F: Tensor, groups: int) -> None:
+        self._check_device("group_of", group_of_F)
+        if group_of_F.dtype != torch.int64 or int(group_of_F.min()) < 0 or int(group_of_F.max()) > groups:
+            raise TrainError(f"group_of must be int64 from 0 to {groups}, the rows of group_bias, got {group_of_F}")
+
+    def _check_device(self, name: str, tensor: Tensor) -> None:
         if tensor.device != self.W_enc.device:
             raise TrainError(
                 f"all tensors must lie on one device: W_enc is on {self.device}, {name} on {tensor.device}"
             )
-        if not tensor.isfinite().all():
-            raise TrainError(f"{name} has {int((~tensor.isfinite()).sum())} values that are not finite")
 
     def _check_numbers(self) -> None:
         if self.architecture in _WITH_K and not 1 <= self.k <= self.d_sae:
@@ -135,6 +161,11 @@ class InferenceSAE:
     def d_sae(self) -> int:
         """F."""
         return self.W_dec.shape[0]
+
+    @property
+    def n_groups(self) -> int:
+        """G; 0 without group biases."""
+        return 0 if self.group_bias is None else len(self.group_bias)
 
     @property
     def device(self) -> torch.device:
@@ -208,8 +239,17 @@ class InferenceSAE:
         return torch.relu(pre_BF)
 
     def decode(self, f: Float[Tensor, "*batch F"]) -> Float[Tensor, "*batch D"]:
-        """Reconstructions of rows from latents, float32, in raw model units."""
-        return (f.to(self.dtype) @ self.W_dec).float() + self.b_dec
+        """Reconstructions of rows from latents, float32, in raw model units.
+
+        A latent that is set below 0 counts as off in the groups' shares.
+        """
+        x_hat = (f.to(self.dtype) @ self.W_dec).float() + self.b_dec
+        if self.group_bias is None or self.group_of is None:
+            return x_hat
+        amounts_BH = f.reshape(-1, self.d_sae).float().relu() @ group_biases.membership(
+            self.group_of, len(self.group_bias)
+        )
+        return group_biases.added(x_hat.reshape(-1, self.d_model), amounts_BH, self.group_bias).reshape(x_hat.shape)
 
     def forward(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
         """Reconstructions of rows."""
@@ -226,68 +266,3 @@ def check_metadata(metadata: Mapping[str, Scalar]) -> None:
         scalar = isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value))
         if not isinstance(key, str) or not scalar:
             raise TrainError(f"metadata must be text, finite numbers or truth values by name, got {key!r}: {value!r}")
-
-
-def fold(sae: InferenceSAE, mean_D: Float[Tensor, " D"], scale: float) -> InferenceSAE:
-    """An SAE trained on x′ = (x − mean) / scale, rewritten for raw x.
-
-    Its latents are scale × the latents on x′, its reconstruction is scale × x̂′ + mean. W_enc and W_dec stay as they are
-    (dictionary_learning's `scale_biases`; SAELens scales the matrices instead and keeps the latents).
-
-    Raises:
-        TrainError: a scale that is not positive and finite, a mean of another width.
-    """
-    if not (math.isfinite(scale) and scale > 0):
-        raise TrainError(f"scale must be positive and finite, got {scale}")
-    if tuple(mean_D.shape) != (sae.d_model,):
-        raise TrainError(f"mean must be [D] = [{sae.d_model}], got {list(mean_D.shape)}")
-    mean_D = mean_D.to(sae.device, torch.float64)
-    biases = {name: getattr(sae, name) for name in ("b_enc", "b_dec", "threshold", "b_gate", "b_mag")}
-    scaled = {name: scale * bias.double() for name, bias in biases.items() if bias is not None}
-    scaled["b_dec"] += mean_D
-    if not sae.apply_b_dec_to_input:
-        _shift(scaled, sae, -mean_D)
-    return sae.replaced({name: bias.float() for name, bias in scaled.items()})
-
-
-def fold_decoder_norms(sae: InferenceSAE, *, norm_weighted: bool) -> InferenceSAE:
-    """The same reconstruction with decoder rows d of norm 1: latents a become a·‖d‖.
-
-    Args:
-        sae: any norms; a row of zeros stays.
-        norm_weighted: whether the top-k or the threshold looked at a·‖d‖ (SAELens' `rescale_acts_by_decoder_norm`)
-            rather than at a.
-
-    Raises:
-        TrainError: a top-k that looked at a: it would select other latents after folding.
-    """
-    if sae.architecture == "topk" and not norm_weighted:
-        raise TrainError(
-            "a top-k of unweighted activations cannot be folded to a unit-norm decoder: its choice would change"
-        )
-    norms_F = sae.W_dec.double().norm(dim=1)
-    norms_F = torch.where(norms_F > 0, norms_F, 1.0)
-    folded = {"W_enc": sae.W_enc.double() * norms_F, "W_dec": sae.W_dec.double() / norms_F[:, None]}
-    for name in ("b_enc", "b_gate", "b_mag") if norm_weighted else ("b_enc", "b_gate", "b_mag", "threshold"):
-        if (bias := getattr(sae, name)) is not None:
-            folded[name] = bias.double() * norms_F
-    return sae.replaced({name: tensor.to(getattr(sae, name).dtype) for name, tensor in folded.items()})
-
-
-def with_pre_bias(sae: InferenceSAE, apply: bool) -> InferenceSAE:
-    """The same SAE with `apply_b_dec_to_input` as asked; the encoder's biases make up for the difference."""
-    if sae.apply_b_dec_to_input == apply:
-        return sae
-    biases: dict[str, Tensor] = {}
-    _shift(biases, sae, sae.b_dec.double() * (1 if apply else -1))
-    same = sae.replaced({name: bias.float() for name, bias in biases.items()})
-    return replace(same, apply_b_dec_to_input=apply)
-
-
-def _shift(biases: dict[str, Tensor], sae: InferenceSAE, by_D: Tensor) -> None:
-    """Change the encoder's biases as if `by_D` were added to the input."""
-    shift_F = by_D @ sae.W_enc.double()
-    for name in ("b_enc", "b_gate", "b_mag"):
-        if (bias := getattr(sae, name)) is not None:
-            gain_F = sae.r_mag.double().exp() if name == "b_mag" and sae.r_mag is not None else 1.0
-            biases[name] = biases.get(name, bias.double()) + gain_F * shift_F

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from train import kernels
+from train import group_biases, kernels
 from train.codes import Code
 from train.errors import TrainError
 from train.inference import InferenceSAE
@@ -33,6 +33,8 @@ class SAEConfig:
     """Of the initial weights."""
     encoder_norm: float = 1.0
     """Norm of each latent's part of W_enc at first; that of its row of W_dec is 1."""
+    group_biases: int = 0
+    """Groups of latents with a bias of their own (`train/group_biases.py`), as many as the penalties ask for."""
 
     def __post_init__(self) -> None:
         """Refuse shapes that no SAE has.
@@ -45,6 +47,8 @@ class SAEConfig:
                 raise TrainError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not (math.isfinite(self.encoder_norm) and self.encoder_norm > 0):
             raise TrainError(f"encoder_norm must be positive and finite, got {self.encoder_norm}")
+        if self.group_biases < 0:
+            raise TrainError(f"group_biases must not be negative, got {self.group_biases}")
 
 
 class Term(NamedTuple):
@@ -85,6 +89,7 @@ class Context:
 class SAE(nn.Module, ABC):
     """A sparse autoencoder x̂ = f W_dec + b_dec, f = activation((x − b_dec) W_enc + b_enc).
 
+    With group biases x̂ has a part for each group of latents too; who is in which, `group_of`, a penalty decides.
     `W_enc` is [D, F] but lies in memory latent by latent, as `W_dec` [F, D] does: sparse kernels read whole rows.
     """
 
@@ -105,6 +110,11 @@ class SAE(nn.Module, ABC):
         self.W_enc = nn.Parameter((w_dec_FD * config.encoder_norm).T)  # tied at first only
         self.b_enc = nn.Parameter(torch.zeros(self.d_sae))
         self.b_dec = nn.Parameter(torch.zeros(config.d_model))
+        if config.group_biases:
+            if world.shards > 1:
+                raise TrainError("group biases need whole dictionaries: leave --shard-dictionary out")
+            self.group_bias = nn.Parameter(torch.zeros(config.group_biases, config.d_model))
+            self.register_buffer("group_of", torch.zeros(self.d_sae, dtype=torch.int64))
 
     @abstractmethod
     def encode(self, x_BD: Float[Tensor, "B D"]) -> Code:
@@ -131,8 +141,24 @@ class SAE(nn.Module, ABC):
         """Reconstructions of codes."""
         bias_D = self.world.bias(self.b_dec)
         if code.is_sparse:
-            return self.world.total(kernels.decode(*code.entries, self.W_dec, bias_D))
-        return self.world.total(code.dense @ self.W_dec + bias_D)
+            x_hat_BD = self.world.total(kernels.decode(*code.entries, self.W_dec, bias_D))
+        else:
+            x_hat_BD = self.world.total(code.dense @ self.W_dec + bias_D)
+        return self.with_group_biases(x_hat_BD, code)
+
+    def with_group_biases(
+        self, x_hat_BD: Float[Tensor, "B D"], code: Code, *, frozen: bool = False
+    ) -> Float[Tensor, "B D"]:
+        """A reconstruction from a code, and the biases of the code's groups (`frozen`: without their gradient).
+
+        The reconstruction itself where there are none.
+        """
+        groups = self.config.group_biases
+        if not groups:
+            return x_hat_BD
+        amounts_BH = group_biases.amounts(code, self.get_buffer("group_of"), groups)
+        bias_GD = self.group_bias.detach() if frozen else self.group_bias
+        return group_biases.added(x_hat_BD, amounts_BH, bias_GD)
 
     def forward(self, x_BD: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
         """Reconstructions of rows."""
@@ -156,8 +182,9 @@ class SAE(nn.Module, ABC):
 
     def weights(self) -> dict[str, Any]:
         """Detached, contiguous copies of the tensors that every architecture has, as `InferenceSAE` takes them."""
-        names = ("W_enc", "W_dec", "b_enc", "b_dec")
-        return {name: self.get_parameter(name).detach().clone().contiguous() for name in names}
+        names = ("W_enc", "W_dec", "b_enc", "b_dec", *(("group_bias",) if self.config.group_biases else ()))
+        found = {name: self.get_parameter(name).detach().clone().contiguous() for name in names}
+        return found | ({"group_of": self.get_buffer("group_of").clone()} if self.config.group_biases else {})
 
 
 class _Centring(torch.autograd.Function):

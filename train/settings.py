@@ -10,7 +10,9 @@ from train.errors import TrainError
 
 Sections = Mapping[str, type[Any]]
 # Decided by the cache, by another flag, or by the trainer itself.
-FIXED: Final = {"d_model"}
+FIXED: Final = {"d_model", "group_biases"}
+# What a penalty asks of the feed may be set under the penalty's name too.
+OF_THE_FEED: Final = {"window"}
 # Two configs have a seed; alone the word means what `--seed` does.
 SHORT: Final = {"seed": "sae.seed"}
 
@@ -60,6 +62,8 @@ def has(sections: Sections, key: str) -> bool:
 
 def _find(sections: Sections, key: str) -> tuple[str, str]:
     section, dot, name = SHORT.get(key, key).rpartition(".")
+    if name in OF_THE_FEED and section in set(sections) - {"sae", "training", "feed"}:
+        section = "feed"  # temporal.window: the penalty needs it, the feed has it
     places = [(place, name) for place in ([section] if dot else sections) if f"{place}.{name}" in keys(sections)]
     if len(places) == 1:
         return places[0]

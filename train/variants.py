@@ -114,14 +114,15 @@ def resolve(request: Request, reader: CacheReader, layer: int) -> RunConfig:
     for name in ("warmup", "sparsity_warmup"):  # a run of hundreds of steps cannot warm up for a thousand
         if name not in asked["training"]:
             training[name] = min(training.get(name, getattr(TrainingConfig, name)), steps // 10)
-    for name, kind in penalties.items():  # nor wait for hundreds of steps before its penalties begin
-        for key in {"start", "ramp"} - set(asked[name]):
-            values[name][key] = min(values[name].get(key, getattr(kind.config, key)), max(1, steps // 5))
+    terms = {
+        name: kind.config(**kind.config.fitted(values[name], steps) | asked[name]) for name, kind in penalties.items()
+    }
+    sae["group_biases"] = max((term.group_biases for term in terms.values()), default=0)
     run = RunConfig(
         variant=request.variant,
         architecture=base,
         sae=architecture.config(**sae),
-        penalties={name: kind.config(**values[name]) for name, kind in penalties.items()},
+        penalties=terms,
         training=TrainingConfig(**training),
         feed=feed,
         cache=reader.meta.fingerprint,
@@ -133,7 +134,12 @@ def resolve(request: Request, reader: CacheReader, layer: int) -> RunConfig:
 
 
 def _check_needs(run: RunConfig, reader: CacheReader) -> None:
-    """Refuse what would train without its term: penalties that the feed or the cache cannot serve."""
+    """Refuse held-out rows, and what would train without its term: what the feed or the cache cannot serve."""
+    if run.feed.split != "train":
+        raise TrainError(
+            f"split must be train, got {run.feed.split!r}: held-out rows are never trained on, for every score is of"
+            " them; leave split out"
+        )
     if run.feed.window > reader.meta.context:
         raise TrainError(f"window must be at most the cache's context, {reader.meta.context}, got {run.feed.window}")
     for name, penalty in run.penalties.items():

@@ -149,6 +149,6 @@ ALONE: Final = World()
 
 def latent_axis(parameter: str, tensor: Tensor) -> int | None:
     """Along which axis of a parameter (or its moments) the latents lie; None where it has no latents."""
-    if parameter == "b_dec" or not tensor.ndim:
+    if parameter in ("b_dec", "group_bias") or not tensor.ndim:
         return None
     return 1 if parameter == "W_enc" else 0

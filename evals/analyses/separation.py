@@ -8,6 +8,7 @@ Shapes: n rows of the first kind (forget), m of the second (retain), F latents, 
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -77,8 +78,7 @@ def separation(
     codes_nF: Float[Tensor, "n F"],
     x_mD: Float[Tensor, "m D"],
     codes_mF: Float[Tensor, "m F"],
-    w_dec_FD: Float[Tensor, "F D"],
-    b_dec_D: Float[Tensor, " D"],
+    decode: Callable[[Tensor], Tensor],
 ) -> Separation:
     """Judge groups on rows that did not choose them.
 
@@ -88,8 +88,7 @@ def separation(
         codes_nF: their codes.
         x_mD: rows of the second kind.
         codes_mF: their codes.
-        w_dec_FD: decoder.
-        b_dec_D: its bias.
+        decode: reconstructions from codes; it may give more than W_dec's rows, such as biases of groups.
 
     Raises:
         ValueError: a kind without rows, or an SAE that is silent on all of them.
@@ -100,8 +99,8 @@ def separation(
     score_F = chosen.score_F.float()
     labels = np.r_[np.ones(len(codes_nF)), np.zeros(len(codes_mF))]
     scored = torch.cat([(codes > 0).float() @ score_F for codes in (codes_nF, codes_mF)])
-    part_nD, part_mD = (codes[:, chosen.first_g] @ w_dec_FD[chosen.first_g] for codes in (codes_nF, codes_mF))
-    x_hat_nD, x_hat_mD = (codes @ w_dec_FD + b_dec_D for codes in (codes_nF, codes_mF))
+    x_hat_nD, x_hat_mD = decode(codes_nF), decode(codes_mF)
+    left_nD, left_mD = (decode(codes.index_fill(1, chosen.first_g, 0)) for codes in (codes_nF, codes_mF))
     u_D = (x_nD.mean(0) - x_mD.mean(0)).double()
 
     def signal(first_nD: Tensor, second_mD: Tensor) -> float:
@@ -111,9 +110,9 @@ def separation(
         leakage=float(codes_mF[:, chosen.first_g].sum(dtype=torch.float64)) / total_m,
         own=float(codes_nF[:, chosen.first_g].sum(dtype=torch.float64)) / total_n,
         auc=float(roc_auc_score(labels, scored.cpu().numpy())),
-        residual_signal=signal(x_hat_nD - part_nD, x_hat_mD - part_mD),
+        residual_signal=signal(left_nD, left_mD),
         kept_signal=signal(x_hat_nD, x_hat_mD),
-        retain_fvu_change=_fvu(x_mD, x_hat_mD - part_mD) - _fvu(x_mD, x_hat_mD),
+        retain_fvu_change=_fvu(x_mD, left_mD) - _fvu(x_mD, x_hat_mD),
     )
 
 

@@ -25,7 +25,9 @@ def test_latents_join_the_kind_on_which_they_fire_more() -> None:
 def test_orthogonal_kinds_are_told_apart_and_removed_without_a_trace() -> None:
     first_nF, second_nF = rows(1)
     w_dec_FD, b_dec_D = torch.eye(6), torch.full((6,), 0.5)
-    found = separation(groups(*rows()), first_nF + 0.5, first_nF, second_nF + 0.5, second_nF, w_dec_FD, b_dec_D)
+    found = separation(
+        groups(*rows()), first_nF + 0.5, first_nF, second_nF + 0.5, second_nF, lambda f: f @ w_dec_FD + b_dec_D
+    )
     assert found.leakage == pytest.approx(0.02 / 1.32, abs=0.01)
     assert found.own == pytest.approx(1 / 1.32, abs=0.05)
     assert found.auc > 0.9
@@ -40,7 +42,7 @@ def test_groups_that_tell_nothing_leave_everything() -> None:
     none = groups(both_nF, both_nF)
     assert len(none.first_g) == len(none.second_h) == 0
     first_nF, second_nF = rows(1)
-    found = separation(none, first_nF, first_nF, second_nF, second_nF, torch.eye(6), torch.zeros(6))
+    found = separation(none, first_nF, first_nF, second_nF, second_nF, lambda f: f)
     assert found.auc == 0.5
     assert (found.leakage, found.retain_fvu_change) == (0, 0)
     assert found.residual_signal == found.kept_signal
@@ -50,9 +52,8 @@ def test_one_direction_for_both_kinds_damages_what_should_stay() -> None:
     """Latent 0 fires on the first kind's rows but carries what the second kind's rows need, too."""
     first_nF = torch.tensor([[1.0, 0], [1, 0], [1, 1]])
     second_nF = torch.tensor([[0.0, 1], [0, 1], [0.5, 1]])
-    w_dec_FD = torch.eye(2)
     chosen = groups(torch.tensor([[1.0, 0]] * 9), torch.tensor([[0.0, 1]] * 9))
-    found = separation(chosen, first_nF, first_nF, second_nF, second_nF, w_dec_FD, torch.zeros(2))
+    found = separation(chosen, first_nF, first_nF, second_nF, second_nF, lambda f: f)
     assert found.leakage == pytest.approx(0.5 / 3.5)
     assert found.retain_fvu_change > 1
 
@@ -71,6 +72,5 @@ def test_a_silent_sae_is_refused() -> None:
             torch.zeros(2, 6),
             torch.ones(2, 6),
             torch.ones(2, 6),
-            torch.eye(6),
-            torch.zeros(6),
+            lambda f: f,
         )

@@ -14,8 +14,9 @@ from evals.core import Batch, CoreSums, core, merge
 from evals.core_weights import max_cosines
 from evals.errors import EvalError
 from evals.scores import Definition, Scores
-from evals.sparse_codes import encode
+from evals.sparse_codes import decode, encode
 from tests.evals.planted_texts import LAYER, D, identity_sae, random_sae, texts, write_rows
+from tests.train.planted_saes import ARCHITECTURES, planted_sae, rows
 from train.inference import InferenceSAE
 
 LENGTHS = [7, 1, 4, 2, 7, 3, 5, 6, 1, 2, 3]
@@ -195,6 +196,13 @@ def test_the_models_half_is_merged_and_contradictions_are_refused(tmp_path: Path
     assert both.details == scores.details
     with pytest.raises(EvalError, match="l0"):
         merge(scores, replace(loss, metrics={"sparsity": {"l0": 1.0}}))
+
+
+@pytest.mark.parametrize("n_groups", [0, 2])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_reconstructions_from_entries_are_those_from_dense_codes(architecture: str, n_groups: int) -> None:
+    sae, x_RD = planted_sae(architecture, n_groups=n_groups), rows()
+    torch.testing.assert_close(decode(sae, encode(sae, x_RD)), sae.forward(x_RD), rtol=1e-5, atol=1e-5)
 
 
 def test_a_cache_without_rows_that_count_is_refused(tmp_path: Path) -> None:

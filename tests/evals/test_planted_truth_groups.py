@@ -16,7 +16,7 @@ from evals.planted import Domains, Hierarchy, Planted, fvu
 from tests.evals.planted_truth import SEEDS, Scores, over_seeds
 from tests.train.planted_windows import member, normalisation_of, train
 from train.member import Member
-from train.penalties.ortho_adaptive import OrthoAdaptive
+from train.penalties.ortho_adaptive import OrthoAdaptive, OrthoAdaptiveConfig
 from train.penalties.ortho_groups import OrthoGroups
 
 B = 512
@@ -90,8 +90,8 @@ def test_a_strong_separation_pulls_the_groups_apart_and_alpha_gives_partners_the
 @pytest.mark.parametrize("first", [1.0, 10.0])
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_dual_ends_at_its_bound_from_any_weight(term: str, bound: float, first: float, seed: int) -> None:
-    # From 10 the weight of `frame` has a thousandfold way to go, which takes 1400 steps at the default rate.
-    settings = {"term": term, "bound": bound, "first": first, "every": 1, "rate": 0.02}
+    # As the command line has it in a run of this length: from 10 the weight of `frame` has a thousandfold way to go.
+    settings = OrthoAdaptiveConfig.fitted({"term": term, "bound": bound, "first": first}, 1500)
     one = trained(Hierarchy(seed=seed), seed, {"ortho_adaptive": settings}, 160, 5, 1500)
     adaptive = one.penalties["ortho_adaptive"]
     assert isinstance(adaptive, OrthoAdaptive)

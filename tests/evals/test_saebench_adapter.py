@@ -15,9 +15,10 @@ CONFIG = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("n_groups", [0, 2])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_it_has_what_saebench_asks_of_a_custom_sae(architecture: str) -> None:
-    sae = planted_sae(architecture)
+def test_it_has_what_saebench_asks_of_a_custom_sae(architecture: str, n_groups: int) -> None:
+    sae = planted_sae(architecture, n_groups=n_groups)
     one = SAEBenchSAE(sae, "google/gemma-2-2b", 12)
     assert isinstance(one, nn.Module)
     assert {tuple(one.W_enc.shape), tuple(one.W_dec.T.shape)} == {(D, F)}

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,20 @@ def test_an_sae_that_is_refused_does_not_stop_the_others(artefacts: Artefacts, m
         ("relu", "tpp"),
         ("topk", "tpp"),
     ]
+
+
+def test_group_biases_have_every_score_but_those_of_ablation_in_closed_form(artefacts: Artefacts) -> None:
+    sae = random_sae(D, 256, architecture="topk")
+    biased = replace(sae, group_bias=torch.randn(2, D), group_of=torch.arange(256) % 3)
+    found: list[str] = []
+
+    def collect() -> None:
+        for _, scores in score([subject("a", biased)], artefacts, LAYER, EVALUATIONS, options=OWN, say=lambda _: None):
+            found.append(scores.eval_type)
+
+    with pytest.raises(EvalError, match=r"a: scr: closed-form ablation .* group biases .* a: tpp: closed-form"):
+        collect()
+    assert sorted(found) == ["absorption_first_letter", "core", "geometry", "sparse_probing", "temporal"]
 
 
 def test_an_unknown_evaluation_is_refused(artefacts: Artefacts) -> None:

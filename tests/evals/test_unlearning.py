@@ -97,9 +97,12 @@ def test_latents_that_are_common_elsewhere_or_never_on_are_not_taken() -> None:
     assert {one.features for one in found if one.retain_threshold == 0.01 and one.n_features == 10} == {(0, 1, 3, 5)}
 
 
+@pytest.mark.parametrize("n_groups", [0, 2])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_the_clamp_is_decode_of_the_clamped_latents_less_decode_of_the_latents(architecture: str) -> None:
-    sae, x_nTD = planted_sae(architecture), rows(n=24).view(3, 8, D)
+def test_the_clamp_is_decode_of_the_clamped_latents_less_decode_of_the_latents(
+    architecture: str, n_groups: int
+) -> None:
+    sae, x_nTD = planted_sae(architecture, n_groups=n_groups), rows(n=24).view(3, 8, D)
     asked = [
         Configuration(retain_threshold=0.1, n_features=9, multiplier=m, features=features)
         for m in (3.0, 50.0)

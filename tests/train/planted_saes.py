@@ -27,9 +27,15 @@ def rows(seed: int = 0, n: int = 64) -> Tensor:
 
 
 def planted_sae(
-    architecture: str, *, seed: int = 0, unit_norm: bool = True, pre_bias: bool = True, one_threshold: bool = False
+    architecture: str,
+    *,
+    seed: int = 0,
+    unit_norm: bool = True,
+    pre_bias: bool = True,
+    one_threshold: bool = False,
+    n_groups: int = 0,
 ) -> InferenceSAE:
-    """An SAE whose every weight matters."""
+    """An SAE whose every weight matters; with `n_groups` it has as many group biases, and latents of no group."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -54,6 +60,9 @@ def planted_sae(
     if architecture == "matryoshka":
         fields["groups"] = (5, 10, 25)
     optional = {name for name in InferenceSAE.TENSORS if name not in TENSORS_OF[architecture]}
+    if n_groups:
+        optional -= {"group_bias", "group_of"}
+        fields |= {"group_bias": normal(n_groups, D), "group_of": torch.arange(F) % (n_groups + 1)}
     kept = {name: value for name, value in fields.items() if name not in optional}
     return InferenceSAE(architecture=architecture, apply_b_dec_to_input=pre_bias, metadata=METADATA, **kept)
 

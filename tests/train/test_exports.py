@@ -15,7 +15,8 @@ from tests.train.planted_saes import ARCHITECTURES, METADATA, D, F, K, planted_s
 from train import exports
 from train.errors import TrainError
 from train.exports import EXPORTS, dictionary_learning, sae_lens, sparsify
-from train.inference import InferenceSAE, fold_decoder_norms
+from train.folding import fold_decoder_norms
+from train.inference import InferenceSAE
 
 HELD = [(name, architecture) for name, kind in EXPORTS.items() for architecture in kind.architectures]
 

@@ -53,6 +53,16 @@ def perturb(module: torch.nn.Module, seed: int = 0) -> None:
             parameter.add_(noise.abs() if name == "threshold" else noise)
 
 
+def test_no_other_library_takes_group_biases_for_something_it_knows(tmp_path: Path) -> None:
+    from sae_lens import SAE
+
+    for architecture in ARCHITECTURES:
+        planted_sae(architecture, n_groups=2).save(tmp_path)
+        with pytest.raises(Exception, match="with_group_biases"):
+            SAE.load_from_disk(tmp_path)
+        assert InferenceSAE.load(tmp_path).n_groups == 2
+
+
 # --- SAELens ----------------------------------------------------------------------------------------------------------
 
 

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from tests.train.planted_saes import ARCHITECTURES, D, F, K, planted_sae, rows, same_function
 from train.errors import TrainError
-from train.inference import InferenceSAE, fold, fold_decoder_norms, with_pre_bias
+from train.folding import fold, fold_decoder_norms, with_pre_bias
+from train.inference import InferenceSAE
 
 
 def by_hand(sae: InferenceSAE, x_D: Tensor) -> Tensor:
@@ -43,6 +44,15 @@ def test_encode_and_decode_are_the_definition_of_their_architecture(architecture
     wanted_BD = sum(f_BF[:, i, None] * sae.W_dec[i] for i in range(F)) + sae.b_dec
     torch.testing.assert_close(sae.decode(f_BF), wanted_BD)
     torch.testing.assert_close(sae.forward(x_BD), wanted_BD)
+
+
+def test_a_latent_that_is_set_below_zero_counts_as_off_in_its_groups_share() -> None:
+    sae = planted_sae("relu", n_groups=2)
+    assert sae.group_bias is not None
+    f_F = torch.zeros(F)
+    f_F[[3, 4, 5]] = torch.tensor([1.0, 3.0, -2.0])  # of no group, of group 1, of group 2
+    wanted_D = f_F @ sae.W_dec + sae.b_dec + 0.75 * sae.group_bias[0]
+    torch.testing.assert_close(sae.decode(f_F), wanted_D)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

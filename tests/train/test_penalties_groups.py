@@ -13,9 +13,10 @@ from tests.train.planted_windows import forward_of, member, normalisation_of, pe
 from train.codes import Code
 from train.errors import TrainError
 from train.member import Member
-from train.penalties.grams import cross_squares
+from train.penalties import grams
 from train.penalties.groups import condition, match
 from train.penalties.ortho_groups import OrthoGroups, OrthoGroupsConfig
+from train.penalties.pairs import cosine_sum
 from train.penalties.ratios import co_activation, regroup
 
 SOURCE = Domains(d_model=16, forget=6, retain=6, shared=4, p_home=0.25)
@@ -109,15 +110,29 @@ def test_a_latent_between_the_two_thresholds_stays_where_it_is() -> None:
     assert regroup(between * 0.5, torch.tensor([0, 1, 2]), 2.0, 1.5).tolist() == [0, 0, 0]
 
 
-def test_the_overlap_is_that_of_all_pairs_of_rows_in_value_and_gradient() -> None:
+def test_the_overlap_is_that_of_all_pairs_of_rows_in_value_and_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In blocks of three rows, so that groups end in the middle of one."""
+    monkeypatch.setattr(grams, "_BYTES", 3 * 4 * 6)
     generator = torch.Generator().manual_seed(0)
-    one_nD, other_mD = (torch.randn(n, 6, generator=generator, dtype=torch.float64).requires_grad_() for n in (9, 14))
-    found, expected = cross_squares(one_nD, other_mD), (one_nD @ other_mD.T).square().sum()
+    w_FD = (torch.randn(30, 6, generator=generator, dtype=torch.float64) * 1.5).requires_grad_()
+    first_n, second_m = torch.randperm(30, generator=generator)[:23].split([9, 14])
+    unit_FD = normalize(w_FD, dim=1)
+    expected = (unit_FD[first_n] @ unit_FD[second_m].T).square().sum()
+    found = grams.cross_squares(w_FD, first_n, second_m)
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
-    for grad, known in zip(
-        torch.autograd.grad(found, (one_nD, other_mD)), torch.autograd.grad(expected, (one_nD, other_mD)), strict=True
-    ):
-        torch.testing.assert_close(grad, known, rtol=1e-10, atol=1e-10)
+    ((grad_FD,), (known_FD,)) = (torch.autograd.grad(one, w_FD) for one in (found, expected))
+    torch.testing.assert_close(grad_FD, known_FD, rtol=1e-10, atol=1e-10)
+
+
+def test_the_sum_of_the_cosines_of_pairs_has_autograds_gradient() -> None:
+    generator = torch.Generator().manual_seed(1)
+    w_FD = torch.randn(20, 6, generator=generator, dtype=torch.float64, requires_grad=True)
+    first_P, second_P = torch.arange(7), torch.randperm(20, generator=generator)[:7]
+    expected = (normalize(w_FD, dim=1)[first_P] * normalize(w_FD, dim=1)[second_P]).sum()
+    found = cosine_sum(w_FD, first_P, second_P)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    ((grad_FD,), (known_FD,)) = (torch.autograd.grad(one, w_FD) for one in (found, expected))
+    torch.testing.assert_close(grad_FD, known_FD, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3])
@@ -223,6 +238,16 @@ def test_a_saved_state_goes_on_bit_for_bit(settings: dict[str, Any]) -> None:
         assert torch.equal(resumed.sae.state_dict()[key], value), key
     for key, value in term_of(whole).state().items():
         assert torch.equal(term_of(resumed).state()[key], value), key
+
+
+@pytest.mark.parametrize(
+    ("by", "wanted"), [("domains", (1.6403680, 1.3040563, 9, 10)), ("clusters", (1.5560770, 1.2995023, 11, 9))]
+)
+def test_without_biases_the_term_trains_as_it_did_before_there_were_any(by: str, wanted: tuple[float, ...]) -> None:
+    one = train(start(alpha=0.2, by=by), SOURCE, rows=B)
+    groups = term_of(one).groups
+    found = (float(one.sae.W_dec.detach()[:, 3].sum()), float(one.sae.b_enc.detach().sum()))
+    assert (*found, len(groups.first), len(groups.second)) == pytest.approx(wanted, rel=1e-4)
 
 
 def test_a_coefficient_of_zero_changes_no_bit() -> None:

@@ -1,6 +1,7 @@
 """Variants with penalties as they are asked for: their needs, their settings, their runs from a cache."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,17 @@ def test_a_temporal_variant_comes_with_its_windows_and_is_refused_without(
     assert resolve(Request(variant=variant), plain, 0).feed.window == 8
     with pytest.raises(TrainError, match="needs windows of at least 2 positions, got window=1"):
         resolve(Request(variant=variant, settings={"window": "1"}), plain, 0)
+
+
+def test_the_window_of_a_penalty_is_the_feed_s(plain: cache.CacheReader) -> None:
+    """`VARIANT=temporal BASE=topk SET="temporal.window=16 temporal.coeff=0.1"`."""
+    asked = {"temporal.window": "16", "temporal.coeff": "0.1"}
+    one = resolve(Request(variant="temporal", base="topk", settings=asked), plain, 0)
+    assert (one.architecture, one.feed.window, one.penalties["temporal"].coeff) == ("topk", 16, 0.1)
+    with pytest.raises(TrainError, match="given twice, with different values"):
+        resolve(Request(variant="temporal", settings={"temporal.window": "16", "window": "8"}), plain, 0)
+    with pytest.raises(TrainError, match=r"unknown setting 'topk.window': choose from .*feed.window"):
+        resolve(Request(variant="temporal", settings={"topk.window": "16"}), plain, 0)
 
 
 def test_a_lag_needs_a_window_that_holds_it(plain: cache.CacheReader) -> None:
@@ -113,3 +125,17 @@ def test_every_variant_trains_from_one_cache_and_logs_its_term(tagged_path: Path
             used = [line for line in lines if f"term/{penalty}" in line]
             assert used, name
             assert f"weight/{penalty}" in used[-1]
+
+
+def test_what_a_penalty_waits_for_fits_into_a_short_run(tagged: cache.CacheReader) -> None:
+    def settings_of(variant: str, steps: int, **asked: str) -> Any:
+        return resolve(Request(variant=variant, settings={"steps": str(steps), **asked}), tagged, 0).penalties[variant]
+
+    assert (settings_of("temporal", 500).start, settings_of("temporal", 5000).start) == (100, 300)
+    assert (settings_of("ortho_groups", 500).ramp, settings_of("ortho_groups", 500).condition_every) == (100, 100)
+    assert settings_of("ortho_groups", 500, ramp="400").ramp == 400
+    # The dual's weight can go from its largest to its least value in half of a run; first written, it moves as it did.
+    crossing = 250 * settings_of("ortho_adaptive", 500).rate
+    assert crossing == pytest.approx(math.log(20 / 1e-4))
+    assert settings_of("ortho_adaptive", 50_000).rate == settings_of("ortho_adaptive", 500, mode="literal").rate == 5e-3
+    assert settings_of("ortho_adaptive", 500, rate="0.001").rate == 0.001

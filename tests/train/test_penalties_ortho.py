@@ -172,7 +172,7 @@ def test_a_run_that_is_resumed_ends_with_the_bits_of_one_that_was_not(name: str,
     second.optimiser.load_state(first.optimiser.state())
     second.silence.rows_F, second.silence.dead = first.silence.rows_F, first.silence.dead
     second.sae.guess = first.sae.guess
-    second.generator.set_state(first.generator.get_state())
+    second.draws[name].set_state(first.draws[name].get_state())
     second.penalties[name].load_state({key: one.clone() for key, one in first.penalties[name].state().items()})
     second.steps_done = 7
     trained(second)

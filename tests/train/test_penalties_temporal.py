@@ -88,11 +88,11 @@ def test_value_is_a_pure_function(case: tuple[str, str, dict[str, Any]]) -> None
     one = train(start(architecture, name, **settings), SOURCE, window=W, rows=N * W, steps=6)
     term = one.penalties[name]
     before = {key: value.clone() for key, value in term.state().items()}
-    drawn_before = one.generator.get_state().clone()
+    drawn_before = term.generator.get_state().clone()
     forward, batch = one_pass(one.sae)
     first, second = (term.value(one.sae, forward, batch).detach() for _ in range(2))
     assert torch.equal(first, second)
-    assert torch.equal(one.generator.get_state(), drawn_before)
+    assert torch.equal(term.generator.get_state(), drawn_before)
     for key, value in term.state().items():
         assert torch.equal(value, before[key]), key
 
@@ -105,7 +105,7 @@ def test_a_saved_state_goes_on_bit_for_bit(case: tuple[str, str, dict[str, Any]]
     resumed = start(architecture, name, **settings)
     resumed.sae.load_state_dict(half.sae.state_dict())
     resumed.optimiser.load_state(half.optimiser.state())
-    resumed.generator.set_state(half.generator.get_state())
+    resumed.penalties[name].generator.set_state(half.penalties[name].generator.get_state())
     resumed.silence.rows_F, resumed.steps_done = half.silence.rows_F.clone(), 7
     resumed.penalties[name].load_state({key: value.clone() for key, value in half.penalties[name].state().items()})
     train(resumed, SOURCE, window=W, rows=N * W, steps=4)
@@ -259,6 +259,14 @@ def test_a_window_that_never_changes_has_no_variance_and_one_that_does_has_its_o
     moving = forward_of(sae, dense_code(z_nWF))
     expected = (z_nWF - z_nWF.mean(1, keepdim=True)).square().sum() / z_nWF.square().sum()
     torch.testing.assert_close(term.value(sae, moving, batch), expected)
+
+
+def test_the_variance_within_windows_is_a_contrast_of_all_pairs_of_positions_without_negatives() -> None:
+    one = start("batchtopk")
+    term, z_nWF = penalty("temporal_variance", one.sae, share=1.0), random_codes()
+    found = term.value(one.sae, forward_of(one.sae, dense_code(z_nWF)), rows_of(torch.zeros(N, W, D)))
+    apart = (z_nWF[:, :, None] - z_nWF[:, None]).square().sum() / (2 * W)
+    torch.testing.assert_close(found, apart / z_nWF.square().sum())
 
 
 def test_the_alarm_goes_off_once_the_group_has_fallen_silent() -> None:

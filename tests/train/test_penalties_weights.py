@@ -147,7 +147,7 @@ def test_a_saved_state_goes_on_bit_for_bit(settings: dict[str, Any]) -> None:
     resumed = start("ortho_adaptive", every=1, **settings)
     resumed.sae.load_state_dict(half.sae.state_dict())
     resumed.optimiser.load_state(half.optimiser.state())
-    resumed.generator.set_state(half.generator.get_state())
+    resumed.draws["ortho_adaptive"].set_state(half.draws["ortho_adaptive"].get_state())
     resumed.silence.rows_F, resumed.steps_done = half.silence.rows_F.clone(), 7
     resumed.penalties["ortho_adaptive"].load_state(
         {key: value.clone() for key, value in half.penalties["ortho_adaptive"].state().items()}

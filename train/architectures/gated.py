@@ -68,6 +68,7 @@ class Gated(SAE):
         x_hat_BD = self.decode(code)
         open_BF = torch.relu(gate_BF)
         by_gate_BD = self.world.total(open_BF @ self.W_dec.detach()) + self.b_dec.detach()
+        by_gate_BD = self.with_group_biases(by_gate_BD, Code(self.d_sae, dense_BF=open_BF), frozen=True)
         weight = self.config.l1 / self.config.d_model**0.5 * context.sparsity
         terms = {
             "reconstruction": Term(fvu(x_BD, x_hat_BD)),

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from train import kernels
+from train import group_biases, kernels
 from train.batch_selection import BatchSelection, BatchSelectionConfig
 from train.codes import Code
 from train.errors import TrainError
@@ -71,7 +71,17 @@ class Matryoshka(BatchSelection):
         nothing_D = torch.zeros_like(self.b_dec)
         added_BGD = kernels.decode(code.entries.values_n, code.entries.features_n, offsets, self.W_dec, nothing_D)
         x_hat_BGD = self.world.total(added_BGD.view(n, groups, -1).cumsum(1) + self.world.bias(self.b_dec))
+        if self.config.group_biases:
+            x_hat_BGD = self._with_group_biases(
+                x_hat_BGD, Code(self.d_sae, entries=code.entries._replace(offsets=offsets))
+            )
         return list(x_hat_BGD.unbind(1))
+
+    def _with_group_biases(self, x_hat_BGD: Tensor, parts: Code) -> Tensor:
+        """Each nested dictionary has the shares of its own code; `parts` is what each adds, as rows of their own."""
+        amounts = group_biases.amounts(parts, self.get_buffer("group_of"), self.config.group_biases)
+        own = amounts.view(*x_hat_BGD.shape[:2], -1).cumsum(1).flatten(0, 1)
+        return group_biases.added(x_hat_BGD.flatten(0, 1), own, self.group_bias).view(x_hat_BGD.shape)
 
     def _offsets(self, code: Code) -> Int64[Tensor, " BG1"]:
         """[B·G + 1]: where in the entries the part of each row and nested dictionary begins."""

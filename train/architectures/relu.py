@@ -13,7 +13,8 @@ from torch import Tensor
 
 from train.codes import Code
 from train.errors import TrainError
-from train.inference import InferenceSAE, fold_decoder_norms
+from train.folding import fold_decoder_norms
+from train.inference import InferenceSAE
 from train.sae import SAE, Context, Forward, SAEConfig, Term, fvu
 from train.world import ALONE, World
 
@@ -42,6 +43,8 @@ class ReLUConfig(SAEConfig):
             raise TrainError(f"form must be one of {', '.join(FORMS)}, got {self.form!r}")
         if self.l1 < 0:
             raise TrainError(f"l1 must not be negative, got {self.l1}")
+        if self.group_biases and self.form != "unit":
+            raise TrainError("group biases need activations of unit decoder rows: set form=unit")
 
 
 class ReLU(SAE):
@@ -68,9 +71,9 @@ class ReLU(SAE):
         code = self.encode(x_BD)
         x_hat_BD = self.decode(code)
         # What a unit of activation adds to x̂: weighing by it keeps the penalty from being dodged by long rows.
-        length_F = torch.ones(()) if self.unit_norm else self.W_dec.norm(dim=1)
+        length_F = code.dense.new_ones(()) if self.unit_norm else self.W_dec.norm(dim=1)
         weight = self.config.l1 / self.config.d_model**0.5 * context.sparsity
-        sparsity = Term(self.world.total((code.dense * length_F.to(code.dense)).sum(1).mean()), weight)
+        sparsity = Term(self.world.total((code.dense * length_F).sum(1).mean()), weight)
         return Forward(x_BD, code, x_hat_BD, {"reconstruction": Term(fvu(x_BD, x_hat_BD)), "sparsity": sparsity})
 
     def inference(self) -> InferenceSAE:

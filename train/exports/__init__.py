@@ -10,6 +10,7 @@ from typing import Final
 
 from train.errors import TrainError
 from train.exports import dictionary_learning, sae_lens, sparsify
+from train.exports.files import check_linear
 from train.inference import TENSORS_OF, InferenceSAE
 
 RUN_FOLDER: Final = "sae"
@@ -67,7 +68,8 @@ def export(run_or_folder: Path, formats: Sequence[str], out: Path) -> list[Path]
         The folders, in the order of `formats`.
 
     Raises:
-        TrainError: an unknown format, one that cannot hold this architecture (then nothing is written), no SAE there.
+        TrainError: an unknown format, one that cannot hold this architecture or its group biases (then nothing is
+            written), no SAE there.
     """
     for name in formats:
         if name not in EXPORTS:
@@ -77,6 +79,7 @@ def export(run_or_folder: Path, formats: Sequence[str], out: Path) -> list[Path]
         if sae.architecture not in EXPORTS[name].architectures:
             can = ", ".join(EXPORTS[name].architectures)
             raise TrainError(f"{name} holds {can} alone, and {run_or_folder} is {sae.architecture}: leave {name} out")
+        check_linear(sae, name)
     for name in formats:
         EXPORTS[name].save(sae, out / name)
     return [out / name for name in formats]

@@ -19,6 +19,7 @@ from train.exports.files import (
     OURS,
     Document,
     built,
+    check_linear,
     ours,
     read,
     restored,
@@ -26,7 +27,8 @@ from train.exports.files import (
     torch_weights,
     write,
 )
-from train.inference import InferenceSAE, Scalar, fold_decoder_norms, with_pre_bias
+from train.folding import fold_decoder_norms, with_pre_bias
+from train.inference import InferenceSAE, Scalar
 
 CONFIG, WEIGHTS = "config.json", "ae.pt"
 _LINEAR: Final = {"W_enc": "encoder.weight", "b_enc": "encoder.bias", "W_dec": "decoder.weight"}
@@ -77,8 +79,9 @@ def save(sae: InferenceSAE, folder: Path) -> None:
     """Write an SAE, any architecture, in the class that computes the same.
 
     Raises:
-        TrainError: metadata that uses a name of ours, or the folder cannot be written.
+        TrainError: group biases, metadata that uses a name of ours, or the folder cannot be written.
     """
+    check_linear(sae, "dictionary_learning")
     name = dict_class(sae)
     kind = CLASSES[name]
     same = with_pre_bias(sae, kind.pre_bias)

@@ -162,6 +162,18 @@ class Document:
         return {name: value for name, value in self.fields.items() if isinstance(value, str | bool | int | float)}
 
 
+def check_linear(sae: InferenceSAE, holder: str) -> None:
+    """Refuse what no other library computes.
+
+    Raises:
+        TrainError: an SAE with group biases.
+    """
+    if sae.n_groups:
+        raise TrainError(
+            f"{holder} cannot hold group biases (x̂ would lack a part): train without ortho_groups.biases to export"
+        )
+
+
 def ours(sae: InferenceSAE, weights: bytes) -> dict[str, Any]:
     """What every format needs beside its own fields to be read back without loss."""
     return {

@@ -1,8 +1,9 @@
 """SAELens: `cfg.json` and `sae_weights.safetensors`, read there by `SAE.load_from_disk` (checked with 6.54.12).
 
 It is also how our runs keep their SAEs. batchtopk and matryoshka are written as `jumprelu`, which is what SAELens makes
-of them too after training; what the format has no field for lies in the metadata's object `silo`.
-Shapes: D d_model, F d_sae.
+of them too after training; what the format has no field for lies in the metadata's object `silo`. An SAE with group
+biases has an architecture that SAELens does not know, so that it is refused there and never read without them.
+Shapes: D d_model, F d_sae, G groups.
 """
 
 import re
@@ -25,7 +26,8 @@ from train.exports.files import (
     take,
     write,
 )
-from train.inference import InferenceSAE, Scalar, fold_decoder_norms
+from train.folding import fold_decoder_norms
+from train.inference import InferenceSAE, Scalar
 
 CONFIG, WEIGHTS, SCALER = "cfg.json", "sae_weights.safetensors", "activation_scaler.json"
 VERSION: Final = "6.54.12"
@@ -38,6 +40,8 @@ _WRITTEN_AS: Final = {
     "matryoshka": "jumprelu",
     "gated": "gated",
 }
+_WITH_GROUP_BIASES: Final = "_with_group_biases"
+"""Added to the name of an architecture."""
 _READ_AS: Final = {
     "standard": "relu",
     "topk": "topk",
@@ -54,10 +58,10 @@ def save(sae: InferenceSAE, folder: Path) -> None:
     Raises:
         TrainError: metadata that uses a name of ours, or the folder cannot be written.
     """
-    tensors = {name: tensor.float().cpu().contiguous() for name, tensor in sae.tensors().items()}
+    tensors = {name: _to_file(tensor) for name, tensor in sae.tensors().items()}
     weights = safetensors.torch.save(tensors)
     config: dict[str, Any] = {
-        "architecture": _WRITTEN_AS[sae.architecture],
+        "architecture": _written_as(sae.architecture, sae.n_groups),
         "d_in": sae.d_model,
         "d_sae": sae.d_sae,
         "dtype": "float32",
@@ -69,9 +73,17 @@ def save(sae: InferenceSAE, folder: Path) -> None:
     if sae.architecture == "topk":
         config |= {"k": sae.k, "rescale_acts_by_decoder_norm": False}
     added = {name: value for name, value in _defaults(sae).items() if name not in sae.metadata}
-    own = ours(sae, weights) | {"added": sorted(added)}
+    own = ours(sae, weights) | {"added": sorted(added)} | ({"group_biases": sae.n_groups} if sae.n_groups else {})
     config["metadata"] = added | dict(sae.metadata) | {OURS: own}
     write(folder, (WEIGHTS, weights), (CONFIG, config))
+
+
+def _written_as(architecture: str, groups: int) -> str:
+    return _WRITTEN_AS[architecture] + (_WITH_GROUP_BIASES if groups else "")
+
+
+def _to_file(tensor: Tensor) -> Tensor:
+    return (tensor.float() if tensor.is_floating_point() else tensor).cpu().contiguous()
 
 
 def _defaults(sae: InferenceSAE) -> dict[str, Any]:
@@ -105,11 +117,11 @@ def load(folder: Path) -> InferenceSAE:
         return _foreign(config, tensors, path)
     architecture, k, groups = own
     written_as = config.get("architecture", str)
-    if _WRITTEN_AS[architecture] != written_as:
-        raise TrainError(f"{config.path}: {architecture} is written as {_WRITTEN_AS[architecture]}, got {written_as!r}")
-    added = metadata.within(OURS).get("added", list)
+    added, n_groups = metadata.within(OURS).get("added", list), metadata.within(OURS).get("group_biases", int, 0)
+    if (wanted := _written_as(architecture, n_groups)) != written_as:
+        raise TrainError(f"{config.path}: {architecture} is written as {wanted}, got {written_as!r}")
     fields = {name: value for name, value in metadata.scalars().items() if name not in added}
-    weights = take(path, tensors, _shapes(config))
+    weights = take(path, tensors, _shapes(config, n_groups))
     pre_bias = config.get("apply_b_dec_to_input", bool)
     return built(
         path,
@@ -183,11 +195,13 @@ def _check_run_time(config: Document) -> None:
         )
 
 
-def _shapes(config: Document) -> dict[str, tuple[int, ...]]:
+def _shapes(config: Document, n_groups: int = 0) -> dict[str, tuple[int, ...]]:
     """Tensors that a file of this architecture holds."""
     d, f = config.get("d_in", int), config.get("d_sae", int)
-    architecture = config.get("architecture", str)
+    architecture = config.get("architecture", str).removesuffix(_WITH_GROUP_BIASES)
     shapes: dict[str, tuple[int, ...]] = {"W_enc": (d, f), "W_dec": (f, d), "b_dec": (d,)}
+    if n_groups:
+        shapes |= {"group_bias": (n_groups, d), "group_of": (f,)}
     if architecture == "gated":
         return shapes | {"b_gate": (f,), "b_mag": (f,), "r_mag": (f,)}
     if architecture == "jumprelu":

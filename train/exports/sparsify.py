@@ -10,8 +10,20 @@ from typing import Final
 import safetensors.torch
 
 from train.errors import TrainError
-from train.exports.files import OURS, Document, built, ours, read, restored, safetensors_weights, take, write
-from train.inference import InferenceSAE, with_pre_bias
+from train.exports.files import (
+    OURS,
+    Document,
+    built,
+    check_linear,
+    ours,
+    read,
+    restored,
+    safetensors_weights,
+    take,
+    write,
+)
+from train.folding import with_pre_bias
+from train.inference import InferenceSAE
 
 CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
 _REFUSED: Final = {
@@ -25,8 +37,9 @@ def save(sae: InferenceSAE, folder: Path) -> None:
     """Write a topk SAE.
 
     Raises:
-        TrainError: another architecture, or the folder cannot be written.
+        TrainError: another architecture, group biases, or the folder cannot be written.
     """
+    check_linear(sae, "sparsify")
     if sae.architecture != "topk":
         raise TrainError(
             f"sparsify holds topk alone, got {sae.architecture}: export to sae_lens or dictionary_learning"

@@ -79,7 +79,7 @@ def kinship(batch: Batch, device: torch.device) -> Bool[Tensor, "n n"]:
 
 def on(device: torch.device, origin: Tensor) -> Tensor:
     """A batch's origin on a device, without waiting for it."""
-    return origin.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else origin
+    return origin.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else origin.to(device)
 
 
 def pairs_at(lag: int, window: int, uniform: float) -> list[tuple[int, int]]:

@@ -3,8 +3,8 @@
     L = (1/F) Σ_{(i,j) ∈ S} [cos(w_i, w_j) − τ]₊²
     S = the K pairs with the largest C_ij [cos_ij]₊,   K = ⌈share · F(F−1)/2⌉,   C_ij = Σ_b z_bi z_bj
 
-S is chosen every `refresh` steps from the sparse codes, without gradients (of the 4 K pairs with the largest C). Over K
-instead of F, `share` would only rescale the weight.
+S is chosen every `refresh` steps from the sparse codes of a sample of rows, without gradients. Over K instead of F,
+`share` would only rescale the weight.
 
 Source: "instantaneous top-k orthogonality", as it was meant. As first written it cannot run (a B × F × F tensor), lets
 diagonal pairs win, and penalises activations, which never touches the decoder; τ, there a weight, is a floor here.
@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from train.errors import TrainError
-from train.penalties.pairs import SCORES, Pairs, coactive, due, hinge, jaccard, mean_length, no_pairs, quantile
+from train.penalties.pairs import SCORES, Pairs, coactive, due, hinge, jaccard, no_pairs, quantile
 from train.penalties.penalty import Penalty, PenaltyConfig
 from train.rows import Rows
 from train.sae import SAE, Forward
@@ -45,7 +45,7 @@ class OrthoPairsConfig(PenaltyConfig):
     rows: int = 512
     """Rows of the batch that a selection looks at; 0 is all."""
     top: int = 64
-    """Entries of a row, the largest first; never more than the batch's mean number of entries a row."""
+    """Entries of a row, the largest first; never more than twice the batch's mean number of entries a row."""
     tau: float = 0.0
     """Cosine below which a pair costs nothing."""
     tau_mode: str = "fixed"
@@ -98,8 +98,8 @@ class OrthoPairs(Penalty):
             part = min(1.0, (step + 1) / config.tau_steps)
             self.numbers["tau"] = torch.full_like(tau, config.tau + (config.tau_end - config.tau) * part)
         if due(step, config.start, config.refresh):
-            k, most = len(self.pairs.weight_P), min(config.top, max(2, mean_length(forward.code)))
-            new = coactive(forward.code, sae.W_dec, k, score=config.score, rows=config.rows, most=most)
+            k = len(self.pairs.weight_P)
+            new = coactive(forward.code, sae.W_dec, k, score=config.score, rows=config.rows, most=config.top)
             self.numbers["jaccard"], self.pairs = jaccard(new, self.pairs, self.d_sae), new
             if config.tau_mode == "quantile":
                 self.numbers["tau"] = quantile(sae.W_dec, _QUANTILE, self.generator).lerp(tau, _DECAY)

@@ -7,7 +7,7 @@ optimiser's step. Values are on the scale of the fraction of variance unexplaine
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -22,6 +22,8 @@ from train.sae import SAE, Forward
 class PenaltyConfig:
     """What every penalty is asked for."""
 
+    in_time: ClassVar[tuple[str, ...]] = ("start", "ramp")
+    """Settings that are at most a fifth of a run."""
     coeff: float = 1.0
     """Weight in the loss; 0 leaves the term out and changes no bit."""
     every: int = 1
@@ -43,6 +45,12 @@ class PenaltyConfig:
             if getattr(self, name) < low:
                 raise TrainError(f"{name} must be at least {low}, got {getattr(self, name)}")
 
+    @classmethod
+    def fitted(cls, values: Mapping[str, Any], steps: int) -> dict[str, Any]:
+        """Values as given, with defaults that suit the length of a run: a run of hundreds of steps cannot wait for
+        hundreds before its penalty begins. What was asked for by name is put back by the caller."""
+        return {**values, **{key: min(values.get(key, getattr(cls, key)), max(1, steps // 5)) for key in cls.in_time}}
+
     @property
     def least_window(self) -> int:
         """Consecutive positions that a window must have; 1 where single rows will do."""
@@ -52,6 +60,11 @@ class PenaltyConfig:
     def needs_domains(self) -> bool:
         """Whether the cache's sequences must carry domains."""
         return False
+
+    @property
+    def group_biases(self) -> int:
+        """Groups of latents that must have a bias of their own; the penalty sets the SAE's `group_of`."""
+        return 0
 
 
 class Penalty(ABC):

@@ -73,6 +73,15 @@ def cluster_ratio(rows_FR: Float[Tensor, "F R"], axis_R: Float[Tensor, " R"]) ->
     return math.log(4) * along_F / extreme.clamp_min(1e-12), axis_R
 
 
+def names_kept(now_F: Int[Tensor, " F"], was_F: Int[Tensor, " F"]) -> Float[Tensor, ""]:
+    """−1 where two clusters found anew share more latents with each other's predecessors than with their own, else 1.
+
+    Of two groups this is the matching of largest overlap, so that what belongs to a group stays with its latents.
+    """
+    both_F = (now_F > 0) & (was_F > 0)
+    return torch.where((both_F & (now_F != was_F)).sum() > (both_F & (now_F == was_F)).sum(), -1.0, 1.0)
+
+
 def regroup(ratio_F: Float[Tensor, " F"], group_F: Int[Tensor, " F"], enter: float, leave: float) -> Int[Tensor, " F"]:
     """The new group of each latent, 1, 2 or 0 for neither, with hysteresis."""
     side_F = torch.where(ratio_F > 0, 1, 2)

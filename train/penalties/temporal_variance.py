@@ -4,7 +4,7 @@
 
 Through a top-k this can only push down what comes and goes: there is no force that raises a latent where it was off.
 On a group of its own (a Matryoshka prefix) the cheapest answer is a group that never fires, and then every smoothness
-measure looks better; `alarm` says when that happens. Σ ‖z − z̄‖² is ½W² Σ_ts ‖z_t − z_s‖² a window, so the term is a
+measure looks better; `alarm` says when that happens. Σ ‖z − z̄‖² is Σ_ts ‖z_t − z_s‖² / 2W a window, so the term is a
 contrast without negatives. Gradients reach the encoder through entries that are on, and nothing else.
 
 `literal` is the same idea as it was first written down: the variance of the last 8 *batch means* of each latent, kept

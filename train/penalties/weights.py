@@ -16,7 +16,7 @@ reaches the loss is coeff · λ. On one cost function they differ only in what �
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import torch
 from jaxtyping import Float
@@ -27,7 +27,7 @@ from train.penalties.penalty import PenaltyConfig
 
 MODES: Final = ("dual", "fixed", "linear", "log_linear", "geco", "uncertainty", "literal")
 MEMORY: Final = 0.95
-"""Decay of the moving averages of O and FVU."""
+"""Decay of the moving averages of O and FVU, a step of the optimiser: an average that lags behind makes λ swing."""
 _DUAL_RANGE: Final = (1e-4, 20.0)
 _LITERAL_FLOOR: Final = 1e-3
 _SQUARED_LOG: Final = 0.1
@@ -53,6 +53,13 @@ class WeightConfig(PenaltyConfig):
     """Step of log λ (`dual`, `geco`, `uncertainty`), or of λ (`literal`), for each step of the optimiser."""
     pull: float = 0.01
     """Of `uncertainty`: λ tends to pull / O."""
+
+    @classmethod
+    def fitted(cls, values: Mapping[str, Any], steps: int) -> dict[str, Any]:
+        """In short runs λ moves faster: the dual can cross the whole range of its weights in half of any run."""
+        fitted, across = super().fitted(values, steps), math.log(_DUAL_RANGE[1] / _DUAL_RANGE[0])
+        moves = values.get("mode", cls.mode) in ("dual", "geco")
+        return {"rate": max(cls.rate, 2 * across / steps), **fitted} if moves else fitted
 
     def __post_init__(self) -> None:
         """Check the mode and what it needs.
@@ -119,8 +126,9 @@ class Weight:
     def _excess(self, measured: Tensor) -> Tensor:
         """Of a moving average over the bound, relative to it and limited."""
         average, weight = self.tensors["average"], self.tensors["average_weight"]
-        average.mul_(MEMORY).add_(measured, alpha=1 - MEMORY)
-        weight.mul_(MEMORY).add_(1 - MEMORY)
+        memory = MEMORY**self.config.every
+        average.mul_(memory).add_(measured, alpha=1 - memory)
+        weight.mul_(memory).add_(1 - memory)
         return ((average / weight - self.bound) / self.bound).clamp(-1, 1)
 
     def _move(self, by: Tensor, limits: tuple[float, float]) -> None:

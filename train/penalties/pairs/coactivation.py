@@ -11,12 +11,11 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from train.codes import Code
-from train.penalties.pairs.overlap import cosines
+from train.penalties.pairs.overlap import row_cosines
 from train.penalties.pairs.selection import Pairs, best, repeated
 
 SCORES: Final = ("coactivation", "coactivation_cosine", "correlation")
 _LONGEST: Final = 4  # entries of a row that are looked at, in means
-_SHORTLIST: Final = 4  # pairs whose cosines are computed, in pairs wanted
 
 
 class Active(NamedTuple):
@@ -64,8 +63,8 @@ def _by_latent(features_sm: Tensor, values_sm: Tensor) -> Active:
 def coactive(code: Code, w_dec_FD: Float[Tensor, "F D"], k: int, *, score: str, rows: int, most: int) -> Pairs:
     """The k pairs of latents with the largest score on a batch.
 
-    C_ij = Σ_b z_bi z_bj over the rows; the score is C_ij, C_ij [cos_ij]₊ (the most co-active 4 k pairs come into
-    question), or the uncentred correlation C_ij / √(C_ii C_jj).
+    C_ij = Σ_b z_bi z_bj over the rows; the score is C_ij, C_ij [cos_ij]₊ (its cosines come from the Gram matrix of each
+    row's latents), or the uncentred correlation C_ij / √(C_ii C_jj).
 
     Args:
         code: of the batch.
@@ -73,20 +72,19 @@ def coactive(code: Code, w_dec_FD: Float[Tensor, "F D"], k: int, *, score: str, 
         k: how many; fewer where fewer latents fire together.
         score: one of `SCORES`.
         rows: rows to look at, evenly spaced; 0 is all.
-        most: entries a row, the largest first.
+        most: entries a row, the largest first; at most twice the batch's mean number of entries a row.
     """
     rows_s = spread(code.n_rows, rows, w_dec_FD.device)
-    features_sm, values_sm = active(code, rows_s, most)
+    features_sm, values_sm = active(code, rows_s, min(most, max(2, 2 * mean_length(code))))
     i, j = torch.triu_indices(features_sm.shape[1], features_sm.shape[1], 1, device=w_dec_FD.device)
     key_n = (features_sm[:, i] * code.d_sae + features_sm[:, j]).flatten()
-    first_n, second_n, together_n = _summed(key_n, (values_sm[:, i] * values_sm[:, j]).flatten(), code.d_sae)
+    together_sp = values_sm[:, i] * values_sm[:, j]
+    if score == "coactivation_cosine":
+        together_sp *= row_cosines(w_dec_FD, features_sm)[:, i, j].clamp_min(0)
+    first_n, second_n, together_n = _summed(key_n, together_sp.flatten(), code.d_sae)
     if score == "correlation":
         power_F = values_sm.new_zeros(code.d_sae).index_add_(0, features_sm.flatten(), values_sm.square().flatten())
         together_n = together_n / (power_F[first_n] * power_F[second_n]).sqrt().clamp_min(1e-12)
-    elif score == "coactivation_cosine":
-        short = together_n.topk(min(_SHORTLIST * k, len(together_n)), sorted=False)
-        first_n, second_n = first_n[short.indices], second_n[short.indices]
-        together_n = short.values * cosines(w_dec_FD, first_n, second_n).clamp_min(0)
     return best(first_n, second_n, together_n, k, code.d_sae)
 
 

@@ -37,6 +37,14 @@ def hinge(
     return value
 
 
+def cosine_sum(
+    w_dec_FD: Float[Tensor, "F D"], first_P: Int64[Tensor, " P"], second_P: Int64[Tensor, " P"]
+) -> Float[Tensor, ""]:
+    """Σ_p cos_p over pairs sorted by the first."""
+    value: Tensor = _CosineSum.apply(w_dec_FD, first_P, second_P)  # type: ignore[no-untyped-call]
+    return value
+
+
 def gram(
     w_dec_FD: Float[Tensor, "F D"], features_sm: Int64[Tensor, "s m"], values_sm: Float[Tensor, "s m"]
 ) -> Float[Tensor, ""]:
@@ -80,29 +88,28 @@ class _Hinge(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         w_FD, norm_F, first_P, second_P, cosine_P, slope_P = ctx.saved_tensors
-        # ∂cos/∂w_i = w_j / (|w_i| |w_j|) − cos w_i / |w_i|², and the other way round: a sparse F × F matrix times W.
-        slope_P = grad * slope_P
-        across_P = slope_P / (norm_F[first_P] * norm_F[second_P])
-        along_P = slope_P * cosine_P
-        along_F = torch.zeros_like(norm_F).index_add_(0, first_P, along_P).index_add_(0, second_P, along_P)
-        own_F = torch.arange(len(w_FD), device=w_FD.device)
-        row_n, order_n = torch.cat([first_P, second_P, own_F]).sort(stable=True)
-        other_n = torch.cat([second_P, first_P, own_F])[order_n]
-        value_n = torch.cat([across_P, across_P, -along_F / norm_F.square()])[order_n]
-        return kernels.gather_sum(value_n, other_n, _offsets(row_n, len(w_FD)), w_FD), None, None, None, None
+        return _pulled(w_FD, norm_F, first_P, second_P, cosine_P, grad * slope_P), None, None, None, None
+
+
+class _CosineSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, w_FD: Tensor, first_P: Tensor, second_P: Tensor) -> Tensor:
+        norm_F = _norms(w_FD)
+        cosine_P = _cosines(w_FD, norm_F, first_P, second_P)
+        ctx.save_for_backward(w_FD, norm_F, first_P, second_P, cosine_P)
+        return cosine_P.sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        w_FD, norm_F, first_P, second_P, cosine_P = ctx.saved_tensors
+        return _pulled(w_FD, norm_F, first_P, second_P, cosine_P, grad.expand_as(cosine_P)), None, None
 
 
 class _Gram(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, w_FD: Tensor, features_sm: Tensor, values_sm: Tensor) -> Tensor:
-        n_rows, most = features_sm.shape
-        cosine_smm = w_FD.new_empty(n_rows, most, most)
-        for part in _parts(n_rows, most * w_FD.shape[1], w_FD):
-            w_smD = w_FD[features_sm[part]]
-            torch.bmm(w_smD, w_smD.mT, out=cosine_smm[part])
-        inverse_sm = cosine_smm.diagonal(dim1=1, dim2=2).sqrt().clamp_min(_TINY).reciprocal()
-        cosine_smm.mul_(inverse_sm[:, :, None]).mul_(inverse_sm[:, None])
-        cosine_smm.diagonal(dim1=1, dim2=2).zero_()
+        cosine_smm, inverse_sm = _row_cosines(w_FD, features_sm)
         slope_smm = values_sm[:, :, None] * values_sm[:, None] * cosine_smm.clamp_min(0)
         ctx.save_for_backward(w_FD, features_sm, cosine_smm, slope_smm, inverse_sm)
         return (slope_smm * cosine_smm).sum()
@@ -123,6 +130,25 @@ class _Gram(torch.autograd.Function):
         return grad_FD, None, None
 
 
+@torch.no_grad()
+def row_cosines(w_dec_FD: Float[Tensor, "F D"], features_sm: Int64[Tensor, "s m"]) -> Float[Tensor, "s m m"]:
+    """Cosines of the latents of each row with one another, 0 on the diagonal."""
+    return _row_cosines(w_dec_FD, features_sm)[0]
+
+
+def _row_cosines(w_FD: Tensor, features_sm: Tensor) -> tuple[Tensor, Tensor]:
+    """The cosines, and one over the norm of each row's latents."""
+    n_rows, most = features_sm.shape
+    cosine_smm = w_FD.new_empty(n_rows, most, most)
+    for part in _parts(n_rows, most * w_FD.shape[1], w_FD):
+        w_smD = w_FD[features_sm[part]]
+        torch.bmm(w_smD, w_smD.mT, out=cosine_smm[part])
+    inverse_sm = cosine_smm.diagonal(dim1=1, dim2=2).sqrt().clamp_min(_TINY).reciprocal()
+    cosine_smm.mul_(inverse_sm[:, :, None]).mul_(inverse_sm[:, None])
+    cosine_smm.diagonal(dim1=1, dim2=2).zero_()
+    return cosine_smm, inverse_sm
+
+
 def _cosines(w_FD: Tensor, norm_F: Tensor, first_P: Tensor, second_P: Tensor) -> Tensor:
     """Of pairs sorted by the first."""
     dot_P = kernels.gather_dot(second_P, _offsets(first_P, len(w_FD)), w_FD, w_FD)
@@ -132,6 +158,23 @@ def _cosines(w_FD: Tensor, norm_F: Tensor, first_P: Tensor, second_P: Tensor) ->
 def _offsets(sorted_P: Tensor, n_rows: int) -> Tensor:
     """Where the entries of each row begin, and where the last one's end."""
     return torch.searchsorted(sorted_P, torch.arange(n_rows + 1, device=sorted_P.device))
+
+
+def _pulled(
+    w_FD: Tensor, norm_F: Tensor, first_P: Tensor, second_P: Tensor, cosine_P: Tensor, slope_P: Tensor
+) -> Tensor:
+    """The decoder's gradient, where the loss has the slope `slope` along each pair's cosine.
+
+    ∂cos/∂w_i = w_j / (|w_i| |w_j|) − cos w_i / |w_i|², and the other way round: a sparse F × F matrix times W.
+    """
+    across_P = slope_P / (norm_F[first_P] * norm_F[second_P])
+    along_P = slope_P * cosine_P
+    along_F = torch.zeros_like(norm_F).index_add_(0, first_P, along_P).index_add_(0, second_P, along_P)
+    own_F = torch.arange(len(w_FD), device=w_FD.device)
+    row_n, order_n = torch.cat([first_P, second_P, own_F]).sort(stable=True)
+    other_n = torch.cat([second_P, first_P, own_F])[order_n]
+    value_n = torch.cat([across_P, across_P, -along_F / norm_F.square()])[order_n]
+    return kernels.gather_sum(value_n, other_n, _offsets(row_n, len(w_FD)), w_FD)
 
 
 def _norms(w_FD: Tensor) -> Tensor:
