@@ -9,10 +9,16 @@ from typing import Any, Final
 from train.architectures import ARCHITECTURES
 from train.errors import TrainError
 from train.feed.config import FeedConfig
+from train.kernels.products import PRODUCTS
 from train.penalties import PENALTIES, PenaltyConfig
 from train.sae import SAEConfig
+from train.schedule import TOP_K_FAMILIES
 
+YOUNGER: Final[dict[str, Any]] = {"group_biases": 0, "biases": False, "graph": "off", "products": "auto"}
+"""Settings that the first runs did not have, with what they did. Where a run does the same it is written without them,
+so that its name stays the same and old runs can be read."""
 B_DEC: Final = ("geometric_median", "zero")
+_WORDS: Final = {"b_dec": B_DEC, "graph": ("off", "auto"), "products": PRODUCTS}
 _LEAST: Final = {
     "steps": 1,
     "dead_after": 1,
@@ -51,6 +57,11 @@ class TrainingConfig:
     resample_every: int = 0
     """Steps between two re-initialisations of dead latents (Bricken et al. 2023), a multiple of `dead_every`; 0 is
     never."""
+    graph: str = "off"
+    """`auto`: on a GPU, steps that are the same kernels on the same shapes are recorded once and replayed."""
+    products: str = "auto"
+    """Precision of matrix products on a GPU: `float32`, `tf32` (which `auto` is), or `bfloat16` in the kernels of
+    sparse codes. Compiled kernels on a CPU are exact whatever it says."""
 
     def __post_init__(self) -> None:
         """Check each value.
@@ -72,8 +83,9 @@ class TrainingConfig:
                 f"resample_every must be a multiple of dead_every={self.dead_every}, got {self.resample_every}: only"
                 " then is it known which latents are dead"
             )
-        if self.b_dec not in B_DEC:
-            raise TrainError(f"b_dec must be one of {', '.join(B_DEC)}, got {self.b_dec!r}")
+        for name, valid in _WORDS.items():
+            if getattr(self, name) not in valid:
+                raise TrainError(f"{name} must be one of {', '.join(valid)}, got {getattr(self, name)!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,9 +104,26 @@ class RunConfig:
     """Sequences in it: an extended cache has another order of rows."""
     layer: int
 
+    def __post_init__(self) -> None:
+        """Check what concerns more than one part: group biases that penalties ask for, products of sparse codes.
+
+        Raises:
+            TrainError: naming the setting.
+        """
+        wanted = max((one.group_biases for one in self.penalties.values()), default=0)
+        if self.sae.group_biases != wanted:
+            raise TrainError(
+                f"group_biases must be {wanted}, what the penalties ask for, got {self.sae.group_biases}: leave it out"
+            )
+        if self.training.products == "bfloat16" and self.architecture not in TOP_K_FAMILIES:
+            raise TrainError(
+                f"products=bfloat16 needs sparse codes ({', '.join(TOP_K_FAMILIES)}), those of {self.architecture} are"
+                " dense: leave it out"
+            )
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON; `from_json` is its exact inverse."""
-        return asdict(self)
+        return _without_younger(asdict(self))
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "RunConfig":
@@ -132,9 +161,19 @@ class RunConfig:
         return f"{self.variant}{base}-L{self.layer}-F{self.sae.d_sae}{k}-s{self.sae.seed}-{self.fingerprint}"
 
 
+def _without_younger(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out younger settings that change nothing, at any depth."""
+    return {
+        key: _without_younger(value) if isinstance(value, dict) else value
+        for key, value in content.items()
+        if key not in YOUNGER or value != YOUNGER[key]
+    }
+
+
 def _build(kind: type[Any], content: Mapping[str, Any]) -> Any:
     """A frozen config from its JSON form (lists become tuples again)."""
     known = {one.name for one in fields(kind)}
+    content = {key: value for key, value in YOUNGER.items() if key in known} | dict(content)
     if set(content) != known:
         raise TrainError(f"{kind.__name__} has the keys {sorted(known)}, got {sorted(content)}")
     try:

@@ -40,7 +40,7 @@ class Silence:
             # Entries that are off write to a slot of their own: a mask would have to wait for its length.
             padded = torch.cat([self.rows_F, self.rows_F.new_zeros(1)])
             features_n = torch.where(values_n > 0, features_n.long(), len(self.rows_F))
-            self.rows_F = padded.index_fill_(0, features_n, 0)[:-1].clone()
+            self.rows_F.copy_(padded.index_fill_(0, features_n, 0)[:-1])
         else:
             self.rows_F *= ~(code.dense > 0).any(0)
 
@@ -67,10 +67,8 @@ class Silence:
         """Go on from a saved state."""
         device = self.rows_F.device
         dead_F = torch.zeros_like(state["rows"], dtype=torch.uint8).index_fill_(0, state["dead"], 1)
-        self.rows_F, self.dead = (
-            world.own(state["rows"], 0).to(device),
-            world.own(dead_F, 0).nonzero()[:, 0].to(device),
-        )
+        self.rows_F.copy_(world.own(state["rows"], 0))
+        self.dead = world.own(dead_F, 0).nonzero()[:, 0].to(device)
 
 
 @torch.no_grad()

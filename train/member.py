@@ -16,8 +16,11 @@ from train.checkpoint import Checkpoint
 from train.config import RunConfig
 from train.dead import Silence, resample
 from train.exports import sae_lens
-from train.inference import InferenceSAE, Scalar, fold
+from train.folding import fold
+from train.graph import Recorder, StepGraph, recorder_for, repeats
+from train.inference import InferenceSAE, Scalar
 from train.initialise import stream
+from train.kernels import products
 from train.normalise import Normalisation
 from train.optim import Optimiser
 from train.penalties import PENALTIES, Penalty
@@ -39,8 +42,13 @@ class Member:
         device: str,
         world: World,
         metadata: Mapping[str, Scalar],
+        recorder: Recorder | None = None,
     ) -> None:
-        """Build the SAE; nothing is written. `metadata` says which model and hook the SAE belongs to."""
+        """Build the SAE; nothing is written.
+
+        `metadata` says which model and hook the SAE belongs to, `recorder` records steps (default: what the
+        configuration asks for).
+        """
         self.config, self.folder, self.normalisation, self.world = config, folder, normalisation, world
         self.metadata = metadata
         architecture = ARCHITECTURES[config.architecture]
@@ -50,14 +58,20 @@ class Member:
             self.sae.d_sae, config.training.dead_after, config.training.dead_every, torch.device(device)
         )
         self.generator = stream("training", config.sae.seed)
+        # A stream each: what a penalty draws, or leaves out at a coefficient of 0, moves nobody else's numbers.
+        self.draws = {name: stream(f"penalty {name}", config.sae.seed) for name in config.penalties}
         self.penalties: dict[str, Penalty] = {
-            name: PENALTIES[name].penalty(one, self.sae, self.generator) for name, one in config.penalties.items()
+            name: PENALTIES[name].penalty(one, self.sae, self.draws[name]) for name, one in config.penalties.items()
         }
         self.steps_done = 0
         self.diverged = ""
         self.last: dict[str, Tensor] = {}
         self.reported: dict[str, float] = {}
+        self.news: list[str] = []
+        """What the user is yet to be told."""
         self._finite = torch.ones((), dtype=torch.bool, device=device)
+        recorder = recorder or recorder_for(config, torch.device(device), world)
+        self.graph = StepGraph(recorder, self.sae) if recorder else None
 
     @property
     def active(self) -> bool:
@@ -73,6 +87,35 @@ class Member:
         context = Context(
             self.steps_done, schedule.sparsity(self.steps_done, training.sparsity_warmup), self.silence.dead
         )
+        lr = schedule.learning_rate(
+            self.steps_done, lr=training.lr, steps=training.steps, warmup=training.warmup, decay=training.decay
+        )
+        self.optimiser.begin(lr)
+        with products.using(training.products, rows.x_BD.device):
+            replayed = not report and self._replayed(rows, context)
+            norm = None if replayed else self._descend(rows, context, report=report)
+        if report and norm is not None:
+            self.last |= {"grad_norm": norm, "lr": torch.tensor(lr), "dead": self.silence.share(self.world)}
+            self.last |= metrics.decoder_metrics(self.sae)
+            for name, penalty in self.penalties.items():
+                self.last |= {f"{name}/{key}": value for key, value in penalty.metrics().items()}
+        self.steps_done += 1
+
+    def _replayed(self, rows: Rows, context: Context) -> bool:
+        """Take the step by its recording where it is one that repeats; says whether it was."""
+        if self.graph is None or not repeats(self.sae, context):
+            return False
+        taken = self.graph.run(rows.x_BD, lambda x_BD: self._descend(replace(rows, x_BD=x_BD), context))
+        if self.graph.failure:
+            self.news.append(
+                f"{self.config.name} takes its steps one kernel at a time, a recording failed: {self.graph.failure}"
+                " (graph=off does not try)"
+            )
+            self.graph = None
+        return taken
+
+    def _descend(self, rows: Rows, context: Context, *, report: bool = False) -> Tensor:
+        """All of a step that is done on the device; returns the gradient's norm."""
         forward = self._forward(rows, context)
         if report:
             self.last = metrics.step_metrics(forward, self.normalisation, self.world)
@@ -80,17 +123,13 @@ class Member:
                 self.last |= metrics.gradient_shares(self.sae, forward)
         loss = forward.total()
         loss.backward()
-        lr = schedule.learning_rate(
-            self.steps_done, lr=training.lr, steps=training.steps, warmup=training.warmup, decay=training.decay
-        )
-        norm = self.optimiser.step(lr)
+        norm = self.optimiser.descend()
         self._finite &= loss.detach().isfinite() & norm.isfinite()
-        self._after(forward, rows, context)
-        if report:
-            self.last |= {"grad_norm": norm, "lr": torch.tensor(lr), "dead": self.silence.share(self.world)}
-            self.last |= metrics.decoder_metrics(self.sae)
-            for name, penalty in self.penalties.items():
-                self.last |= {f"{name}/{key}": value for key, value in penalty.metrics().items()}
+        self.sae.observe(forward, context)
+        self.silence.observe(forward.code, self.world.rows(len(rows.x_BD)), self.sae)
+        for penalty in self.penalties.values():
+            penalty.update(self.sae, forward, rows, context.step)
+        return norm
 
     def _resampling_due(self) -> bool:
         every = self.config.training.resample_every
@@ -103,13 +142,6 @@ class Member:
             if isinstance(weight, Tensor) or weight:
                 forward.terms[name] = Term(penalty.value(self.sae, forward, rows), weight)
         return forward
-
-    def _after(self, forward: Forward, rows: Rows, context: Context) -> None:
-        self.sae.observe(forward, context)
-        self.silence.observe(forward.code, self.world.rows(len(rows.x_BD)), self.sae)
-        for penalty in self.penalties.values():
-            penalty.update(self.sae, forward, rows, context.step)
-        self.steps_done += 1
 
     def check(self, rows: Rows) -> bool:
         """Whether every step so far was finite (this waits for the device); says in `diverged` what was not."""
@@ -162,7 +194,8 @@ class Member:
             "sae": self.weights(),
             "optimiser": self._whole(self.optimiser.state()),
             "silence": self.silence.state(self.world),
-            "random": {"state": self.generator.get_state()},
+            "random": {"training": self.generator.get_state()}
+            | {f"penalty.{name}": one.get_state() for name, one in self.draws.items()},
         }
         parts |= {f"penalty.{name}": penalty.state() for name, penalty in self.penalties.items()}
         return {f"{part}.{key}": tensor for part, tensors in parts.items() for key, tensor in tensors.items()}
@@ -173,7 +206,10 @@ class Member:
         self.sae.load_state_dict(self._own(_part(tensors, "sae")))
         self.optimiser.load_state({key: one.to(device) for key, one in self._own(_part(tensors, "optimiser")).items()})
         self.silence.load_state(_part(tensors, "silence"), self.world)
-        self.generator.set_state(_part(tensors, "random")["state"])
+        random = _part(tensors, "random")
+        self.generator.set_state(random["training"])
+        for name, one in self.draws.items():
+            one.set_state(random[f"penalty.{name}"])
         for name, penalty in self.penalties.items():
             penalty.load_state({key: one.to(device) for key, one in _part(tensors, f"penalty.{name}").items()})
         self.steps_done = saved.step

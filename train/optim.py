@@ -8,6 +8,7 @@ from torch import Tensor
 from train.config import TrainingConfig
 from train.kernels.adam import Adam
 from train.sae import SAE
+from train.world import latent_axis
 
 
 class Optimiser:
@@ -24,18 +25,27 @@ class Optimiser:
         )
 
     def step(self, lr: float) -> Tensor:
+        """One step: `begin` and `descend`."""
+        self.begin(lr)
+        return self.descend()
+
+    def begin(self, lr: float) -> None:
+        """Count a step and set its learning rate."""
+        self.adam.begin(lr)
+
+    def descend(self) -> Tensor:
         """Use the gradients and drop them; returns their norm before clipping, without waiting for it."""
         world = self.sae.world
         world.reduce_gradients({n: grad for n, one in self.adam.parameters.items() if (grad := one.grad) is not None})
-        return self.adam.step(lr, self.clip or None, world.norm if world.shards > 1 else None)
+        return self.adam.descend(self.clip or None, world.norm if world.shards > 1 else None)
 
     @torch.no_grad()
     def forget(self, latents: Tensor) -> None:
         """Set the moments of some latents to 0, after they were re-initialised."""
         for name, moments in self.adam.state.items():
-            if name != "b_dec":
-                for moment in moments.values():
-                    (moment.T if name == "W_enc" else moment)[latents] = 0
+            for moment in moments.values():
+                if (axis := latent_axis(name, moment)) is not None:
+                    moment.index_fill_(axis, latents, 0)
 
     def state(self) -> dict[str, Tensor]:
         """Moments by parameter name, and the number of steps."""

@@ -4,7 +4,8 @@
     values_n = encode(x_BD, w_enc_DF, b_enc_F, selected)
     x_hat_BD = decode(values_n, selected.features_n, selected.offsets, w_dec_FD, b_dec_D)
 
-On the CPU the work is done by compiled kernels; on other devices, and where numba is missing, by their plain twins.
+On the CPU the work is done by numba's compiled kernels, on CUDA by Triton's, or by dense products where the codes are
+dense enough; on other devices, for other types than float32, and where a compiler is missing, by their plain twins.
 
 `W_enc` is [D, F] as everywhere, but fastest when a latent's weights lie together: `torch.empty(F, D).T`; its gradient
 has that layout too. An encoder that subtracts `b_dec` first gives `x − b_dec.detach()` here, and `b_dec`'s gradient,

@@ -43,28 +43,45 @@ class Adam:
             unit_rows: name of the parameter whose rows have norm 1 and keep it.
         """
         self.parameters, self.betas, self.eps, self.unit_rows = dict(parameters), betas, eps, unit_rows
-        self.steps = 0
+        self.steps, self.lr = 0, 0.0
+        first = next(iter(self.parameters.values()))
+        # On the device, so that nothing is copied there and a recorded step finds the new numbers. There the fused
+        # kernel reads lr as float32; on a CPU it takes a double.
+        self._lr = torch.zeros((), dtype=torch.float64 if first.is_cpu else torch.float32, device=first.device)
+        self._before = torch.zeros((), device=first.device)
         self.state = {
             name: {moment: torch.zeros_like(one, requires_grad=False) for moment in _MOMENTS}
             for name, one in self.parameters.items()
         }
 
-    @torch.no_grad()
     def step(self, lr: float, clip: float | None = None, norm_of: NormOf | None = None) -> Tensor:
+        """One step: `begin` and `descend`, with their arguments and the latter's result."""
+        self.begin(lr)
+        return self.descend(clip, norm_of)
+
+    @torch.no_grad()
+    def begin(self, lr: float) -> None:
+        """Count a step and set its learning rate: all but the gradients that differs from step to step."""
+        self._before.fill_(float(self.steps))
+        self._lr.fill_(lr)
+        self.steps, self.lr = self.steps + 1, lr
+
+    @torch.no_grad()
+    def descend(self, clip: float | None = None, norm_of: NormOf | None = None) -> Tensor:
         """Use the gradients and drop them; parameters without one stay as they are.
 
+        Off the CPU's compiled kernels this is the same work on the same memory every time, so it can be recorded.
+
         Args:
-            lr: learning rate.
             clip: largest global norm.
             norm_of: the global norm from each gradient's sum of squares, where other processes have more parameters.
 
         Returns:
             The global norm of the gradients, without the part along unit rows and before clipping to `clip`.
         """
-        self.steps += 1
         used = [name for name, one in self.parameters.items() if one.grad is not None]
         compiled = all(compiled_for(self.parameters[name]) for name in used)
-        norm = self._compiled_step(lr, clip, norm_of) if compiled else self._plain_step(used, lr, clip, norm_of)
+        norm = self._compiled_step(clip, norm_of) if compiled else self._plain_step(used, clip, norm_of)
         for one in self.parameters.values():
             one.grad = None
         return norm
@@ -81,7 +98,7 @@ class Adam:
             for moment, own in state.items():
                 own.copy_(tensors[f"{name}.{moment}"])
 
-    def _compiled_step(self, lr: float, clip: float | None, norm_of: NormOf | None) -> Tensor:
+    def _compiled_step(self, clip: float | None, norm_of: NormOf | None) -> Tensor:
         from train.kernels import compiled
 
         grads = {name: _rows(grad, one) for name, one in self.parameters.items() if (grad := one.grad) is not None}
@@ -98,7 +115,7 @@ class Adam:
             norm = float(norm_of({name: torch.tensor(one, dtype=torch.float64) for name, one in totals.items()}))
         else:
             norm = sum(totals.values()) ** 0.5
-        scales = self._scales(lr, 1.0 if clip is None else min(1.0, clip / (norm + 1e-6)))
+        scales = self._scales(1.0 if clip is None else min(1.0, clip / (norm + 1e-6)))
         for name, grad_FD in grads.items():
             parameter = self.parameters[name]
             moments = [_rows(self.state[name][moment], parameter) for moment in _MOMENTS]
@@ -106,12 +123,12 @@ class Adam:
             _over_rows(compiled.adam_rows, _rows(parameter, parameter), grad_FD, *moments, along_F, unit, scales)
         return torch.tensor(norm, dtype=torch.float32)
 
-    def _scales(self, lr: float, factor: float) -> tuple[np.float32, ...]:
+    def _scales(self, factor: float) -> tuple[np.float32, ...]:
         beta1, beta2 = self.betas
-        size, correction = lr / (1 - beta1**self.steps), (1 - beta2**self.steps) ** 0.5
+        size, correction = self.lr / (1 - beta1**self.steps), (1 - beta2**self.steps) ** 0.5
         return tuple(np.float32(one) for one in (factor, 1 - beta1, beta2, 1 - beta2, size, correction, self.eps))
 
-    def _plain_step(self, used: list[str], lr: float, clip: float | None, norm_of: NormOf | None) -> Tensor:
+    def _plain_step(self, used: list[str], clip: float | None, norm_of: NormOf | None) -> Tensor:
         w_FD = self.parameters[self.unit_rows] if self.unit_rows in used else None
         if w_FD is not None and w_FD.grad is not None:
             w_FD.grad.addcmul_((w_FD.grad * w_FD).sum(1, keepdim=True), w_FD, value=-1)
@@ -125,19 +142,18 @@ class Adam:
         means, squares = (
             [_lying(self.state[name][moment], self.parameters[name]) for name in used] for moment in _MOMENTS
         )
-        before = torch.full((), float(self.steps - 1), device=parameters[0].device)  # no copy from the host
         fused_adam(
             params=[_lying(one.detach(), one) for one in parameters],
             grads=[_lying(one.grad, one) for one in parameters if one.grad is not None],
             exp_avgs=means,
             exp_avg_sqs=squares,
             max_exp_avg_sqs=[],
-            state_steps=[before.clone() for _ in used],
+            state_steps=[self._before.clone() for _ in used],
             fused=True,
             amsgrad=False,
             beta1=self.betas[0],
             beta2=self.betas[1],
-            lr=lr,
+            lr=self._lr,
             weight_decay=0.0,
             eps=self.eps,
             maximize=False,

@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from train.kernels import products
 from train.kernels.plain import from_dense, rows_of, top_k, top_n
 
 __all__ = ["from_dense", "gather_dot", "gather_sum", "pays", "scatter_sum", "top_k", "top_n"]
@@ -12,9 +13,10 @@ __all__ = ["from_dense", "gather_dot", "gather_sum", "pays", "scatter_sum", "top
 def pays(entries: int, rows: int, d_sae: int, device: torch.device) -> bool:
     """Whether dense products should take the place of sparse ones.
 
-    By arithmetic, not yet measured: on an H100 or H200 a gathered entry moves 4 D bytes at about 3 TB/s, an entry of
-    the dense product costs 2 D operations at about 500 TFLOP/s, so they meet at a density of 0.3 %: k 320 of 18432
-    (1.7 %) is dense, k 64 of 65536 (0.1 %) is sparse. On a CPU the compiled sparse kernels win up to 15 %.
+    By arithmetic, not yet measured (`benchmarks/kernels.py` does it): on an H100 or H200 a gathered entry moves 4 D
+    bytes at about 3 TB/s, an entry of the dense product costs 2 D operations at about 500 TFLOP/s, so they meet at a
+    density of 0.3 %: k 320 of 18432 (1.7 %) is dense, k 64 of 65536 (0.1 %) is sparse. On a CPU the compiled sparse
+    kernels win up to 15 %.
     """
     return device.type == "cuda" and 300 * entries > rows * d_sae
 
@@ -27,7 +29,7 @@ def gather_sum(
     bias_D: Float[Tensor, " D"],
 ) -> Float[Tensor, "B D"]:
     """out[b] = bias + Σ over b's entries of value · w[latent]."""
-    return torch.addmm(bias_D, _codes(values_n, features_n, offsets, len(w_FD)), w_FD)
+    return products.addmm(bias_D, _codes(values_n, features_n, offsets, len(w_FD)), w_FD)
 
 
 def gather_dot(
@@ -37,7 +39,7 @@ def gather_dot(
     x_BD: Float[Tensor, "B D"],
 ) -> Float[Tensor, " n"]:
     """x[row] · w[latent] of each entry."""
-    return (x_BD @ w_FD.T)[rows_of(offsets, len(features_n)), features_n]
+    return products.mm(x_BD, w_FD.T)[rows_of(offsets, len(features_n)), features_n]
 
 
 def scatter_sum(
@@ -49,7 +51,7 @@ def scatter_sum(
 ) -> tuple[Float[Tensor, "F D"], Float[Tensor, " F"]]:
     """out[f] = Σ over f's entries of value · x[row], and the sum of the values."""
     f_BF = _codes(values_n, features_n, offsets, d_sae)
-    return f_BF.T @ x_BD, f_BF.sum(0)
+    return products.mm(f_BF.T, x_BD), f_BF.sum(0)
 
 
 def _codes(values_n: Tensor, features_n: Tensor, offsets: Tensor, d_sae: int) -> Float[Tensor, "B F"]:

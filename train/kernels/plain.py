@@ -10,6 +10,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
+from train.kernels import products
+
 _AT_ONCE: Final = 2**14
 """Entries whose two vectors are gathered at once: 300 MB at d 2304."""
 
@@ -18,7 +20,7 @@ def top_k(
     x_BD: Float[Tensor, "B D"], w_FD: Float[Tensor, "F D"], bias_F: Float[Tensor, " F"], k: int
 ) -> tuple[Float[Tensor, "B k"], Int64[Tensor, "B k"]]:
     """The k largest pre-activations of each row and their latents; all NaN where one of them is not finite."""
-    values_Bk, features_Bk = torch.topk(torch.addmm(bias_F, x_BD, w_FD.T), k, dim=1, sorted=False)
+    values_Bk, features_Bk = torch.topk(products.addmm(bias_F, x_BD, w_FD.T), k, dim=1, sorted=False)
     features_Bk, order_Bk = features_Bk.sort(dim=1)
     values_Bk = values_Bk.gather(1, order_Bk)
     broken_B1 = ~values_Bk.isfinite().all(dim=1, keepdim=True)
@@ -35,7 +37,7 @@ def top_n(
 
     A row that is not finite has one entry, NaN at latent 0, beyond the n.
     """
-    pre_BF = torch.addmm(bias_F, x_BD, w_FD.T)
+    pre_BF = products.addmm(bias_F, x_BD, w_FD.T)
     broken_B = ~pre_BF.sum(dim=1).isfinite()
     pre_BF.masked_fill_(broken_B[:, None], -torch.inf)
     values_n, places_n = pre_BF.flatten().topk(min(n, pre_BF.numel()), sorted=False)

@@ -49,7 +49,7 @@ class _Kernels(Protocol):
 def select_top_k(
     x_BD: Float[Tensor, "B D"], w_enc_DF: Float[Tensor, "D F"], b_enc_F: Float[Tensor, " F"], k: int
 ) -> Selected:
-    """The k largest pre-activations x W_enc + b_enc of each row, exactly those of float32; no gradient.
+    """The k largest pre-activations x W_enc + b_enc of each row, exactly those of the product; no gradient.
 
     Of equal ones any may be chosen. In a row that is not finite, or has a pre-activation that is not, all k are NaN.
     """
@@ -184,9 +184,20 @@ def _kernels(tensor: Tensor, entries: int = 0, rows: int = 0, d_sae: int = 0) ->
         from train.kernels import cpu
 
         return cpu
-    return dense if dense.pays(entries, rows, d_sae, tensor.device) else plain
+    if dense.pays(entries, rows, d_sae, tensor.device):
+        return dense
+    if tensor.is_cuda and tensor.dtype == torch.float32 and _has_triton():
+        from train.kernels import triton_sparse
+
+        return triton_sparse
+    return plain
 
 
 @cache
 def _has_numba() -> bool:
     return find_spec("numba") is not None
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
