@@ -40,7 +40,7 @@ def weight(**settings: Any) -> Weight:
 def settled(one: Weight, violation: float, steps: int = 4000) -> float:
     """λ once a term of constant value has worked on it for long."""
     for _ in range(steps):
-        one.update(torch.tensor(violation), ZERO)
+        one.update(torch.tensor(violation), ZERO, 0)
     return float(one.at(0))
 
 
@@ -70,18 +70,18 @@ def test_the_dual_holds_a_term_at_its_bound_from_any_start(first: float) -> None
     # The least of (O − 0.5)² + λ O over O is 0.5 − λ/2, so O = 0.2 needs λ = 0.6.
     one = weight(bound=0.2, mode="dual", first=first, rate=0.05)
     for _ in range(2000):
-        one.update(torch.tensor(max(0.0, 0.5 - float(one.at(0)) / 2)), ZERO)
+        one.update(torch.tensor(max(0.0, 0.5 - float(one.at(0)) / 2)), ZERO, 0)
     assert float(one.at(0)) == pytest.approx(0.6, rel=0.02)
 
 
 def test_geco_takes_pressure_off_while_reconstruction_suffers_and_puts_it_on_again() -> None:
     one = weight(bound=0.1, mode="geco")
     for _ in range(50):
-        one.update(ZERO, torch.tensor(0.2))
+        one.update(ZERO, torch.tensor(0.2), 0)
     low = float(one.at(0))
     assert low < 1
     for _ in range(200):
-        one.update(ZERO, torch.tensor(0.05))
+        one.update(ZERO, torch.tensor(0.05), 0)
     assert float(one.at(0)) > low
 
 
@@ -98,9 +98,9 @@ def test_schedules_run_from_first_to_last_and_stay_there() -> None:
 def test_a_term_used_every_fifth_step_moves_its_weight_as_fast_as_one_used_always() -> None:
     always, seldom = (weight(bound=0.1, mode="dual", every=every) for every in (1, 5))
     for step in range(100):
-        always.update(torch.tensor(1.0), ZERO)
+        always.update(torch.tensor(1.0), ZERO, 0)
         if step % 5 == 0:
-            seldom.update(torch.tensor(1.0), ZERO)
+            seldom.update(torch.tensor(1.0), ZERO, 0)
     assert float(seldom.at(0)) == pytest.approx(float(always.at(0)), rel=1e-5)
 
 
@@ -171,7 +171,7 @@ def test_the_dual_brings_a_dictionary_that_resists_to_its_bound_from_weights_far
         optimiser.zero_grad()
         ((w_FD - wanted_FD).square().sum() + one.at(0) * 10 * violation).backward()
         optimiser.step()
-        one.update(violation, ZERO)
+        one.update(violation, ZERO, 0)
     assert float(frame_potential(w_FD.detach())) == pytest.approx(0.3, rel=0.05)
 
 
@@ -209,3 +209,22 @@ def test_gradients_reach_the_decoder_alone() -> None:
     one.penalties["ortho_adaptive"].value(one.sae, forward, rows_of(forward.x_BD[:, None])).backward()
     reached = {name for name, tensor in one.sae.named_parameters() if tensor.grad is not None}
     assert reached == {"W_dec"}
+
+
+@pytest.mark.parametrize("mode", ["fixed", "linear", "log_linear"])
+def test_looking_at_a_scheduled_weight_changes_nothing_and_a_step_keeps_it_for_the_log(mode: str) -> None:
+    one = weight(mode=mode, first=2.0, last=8.0, schedule_steps=10)
+    before = {name: tensor.clone() for name, tensor in one.tensors.items()}
+    expected = one.at(5)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in one.tensors.items())
+    one.update(ZERO, ZERO, 5)
+    assert float(one.tensors["value"]) == pytest.approx(expected)
+
+
+def test_the_term_that_is_held_does_its_part_at_every_use() -> None:
+    one = start("ortho_adaptive", every=1, term="ortsae", bound=0.05)
+    orders = []
+    for _ in range(4):
+        train(one, SOURCE, rows=64, steps=1)
+        orders.append(tuple(one.penalties["ortho_adaptive"].state()["term.order_F"].tolist()))
+    assert len(set(orders)) == 4

@@ -56,7 +56,7 @@ class OrthoAdaptive(Penalty):
     def __init__(self, config: OrthoAdaptiveConfig, sae: SAE, generator: torch.Generator) -> None:
         """The bound of the frame potential, unless one is given, is half of what random rows have: D / 2F."""
         super().__init__(config, sae, generator)
-        self.term = _term(config.term, sae, generator)
+        self.term = _term(config, sae, generator)
         d_sae, d_model = sae.W_dec.shape
         self.lagrangian = Weight(config, config.bound or d_model / (2 * d_sae), sae.W_dec.device)
 
@@ -75,7 +75,8 @@ class OrthoAdaptive(Penalty):
         self.term.update(sae, forward, rows, step)
         if NAME in forward.terms:
             unexplained = fvu(forward.x_BD, forward.x_hat_BD)
-            self.lagrangian.update(sae.world.mean(forward.terms[NAME].value.detach()), sae.world.mean(unexplained))
+            violation = sae.world.mean(forward.terms[NAME].value.detach())
+            self.lagrangian.update(violation, sae.world.mean(unexplained), step)
 
     def metrics(self) -> dict[str, Tensor]:
         """λ, and what the term reports."""
@@ -104,10 +105,10 @@ class FramePotential(Penalty):
         return frame_potential(sae.W_dec)
 
 
-def _term(name: str, sae: SAE, generator: torch.Generator) -> Penalty:
-    if name == "frame":
+def _term(config: OrthoAdaptiveConfig, sae: SAE, generator: torch.Generator) -> Penalty:
+    if config.term == "frame":
         return FramePotential(PenaltyConfig(), sae, generator)
     from train.penalties import PENALTIES  # the table names this file's penalty too
 
-    kind = PENALTIES[name]
-    return kind.penalty(kind.config(), sae, generator)
+    kind = PENALTIES[config.term]  # it does its part as often as this penalty is used
+    return kind.penalty(kind.config(every=config.every), sae, generator)

@@ -93,27 +93,29 @@ class Weight:
 
     def at(self, step: int) -> float | Tensor:
         """λ before step `step`."""
+        scheduled = self._scheduled(step)
+        return self.tensors["value"].float() if scheduled is None else scheduled
+
+    def _scheduled(self, step: int) -> float | None:
+        """λ of the modes in which it depends on the step alone."""
         config = self.config
         share = min(1.0, step / config.schedule_steps)
         if config.mode == "fixed":
-            return self._scheduled(1.0)
+            return 1.0
         if config.mode == "linear":
-            return self._scheduled(config.first + (config.last - config.first) * share)
+            return config.first + (config.last - config.first) * share
         if config.mode == "log_linear":
-            return self._scheduled(float(config.first * (config.last / config.first) ** share))
-        return self.tensors["value"].float()
-
-    def _scheduled(self, value: float) -> float:
-        """Kept, because it is reported."""
-        self.tensors["value"].fill_(value)
-        return value
+            return float(config.first * (config.last / config.first) ** share)
+        return None
 
     @torch.no_grad()
-    def update(self, violation: Float[Tensor, ""], fvu: Float[Tensor, ""]) -> None:
-        """Move λ after a step at which O had the value `violation`."""
+    def update(self, violation: Float[Tensor, ""], fvu: Float[Tensor, ""], step: int) -> None:
+        """Move λ after a step at which O had the value `violation`; keep a scheduled one, because it is reported."""
         value, rate = self.tensors["value"], self.config.rate * self.config.every
-        o = violation.detach().double()
-        if self.config.mode == "dual":
+        o, scheduled = violation.detach().double(), self._scheduled(step)
+        if scheduled is not None:
+            value.fill_(scheduled)
+        elif self.config.mode == "dual":
             self._move(rate * self._excess(o), _DUAL_RANGE)
         elif self.config.mode == "geco":
             self._move(-rate * self._excess(fvu.detach().double()), _DUAL_RANGE)
