@@ -1,12 +1,12 @@
-"""What a reduction of absorption costs: per unit of variance lost, and per cent of training time.
+"""What a reduction of absorption costs in variance.
 
-    ARE_rec  = (A₀ − A_v) / max(FVU_v − FVU₀, 0.001)
-    ARE_cost = 100 · (A₀ − A_v) / A₀ / overhead in per cent
+    ARE_rec = (A₀ − A_v) / max(FVU_v − FVU₀, 0.001)
 
 A is the absorption score, 0 the baseline, v the variant; means over seeds. Sparser or denser codes absorb differently,
 so the number exists only at equal L0; and a baseline without absorption leaves nothing to reduce, which is where small
 dictionaries and short trainings stand (SAEBench's own README warns of it); a difference within the noise of the
-seeds is none. All three are answered with None and a caveat, not with a number.
+seeds is none. All three are answered with None and a caveat, not with a number. What it costs in time is no property of
+a run, whose group shares the feed and the clock: `benchmarks/penalties.py` measures that.
 Source: step 5 of "instantaneous top-k orthogonality".
 """
 
@@ -47,21 +47,18 @@ class Efficiency:
     """(A₀ − A_v) / A₀."""
     per_fvu: float | None
     """ARE_rec."""
-    per_cost: float | None
-    """ARE_cost; None where the overhead is not known either."""
     caveats: tuple[str, ...]
     """Why a number is missing, or what it may not be used for."""
 
 
 def absorption_efficiency(
-    baseline: Sequence[Absorbing], variant: Sequence[Absorbing], *, overhead: float | None = None, planted: bool = False
+    baseline: Sequence[Absorbing], variant: Sequence[Absorbing], *, planted: bool = False
 ) -> Efficiency:
     """Efficiency of a variant, means over seeds.
 
     Args:
         baseline: SAEs without the penalty, one a seed.
         variant: SAEs with it.
-        overhead: share by which a training step takes longer, such as 0.05; below 0.001 it counts as that.
         planted: the absorption is that of a planted truth, for which size and length of the training do not matter.
 
     Raises:
@@ -86,7 +83,6 @@ def absorption_efficiency(
     return Efficiency(
         reduction=reduction,
         per_fvu=(before - after) / max(lost, LEAST_LOSS) if counts else None,
-        per_cost=reduction / max(overhead, LEAST_LOSS) if counts and overhead is not None else None,
         caveats=tuple(caveats),
     )
 

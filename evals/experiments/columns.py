@@ -36,6 +36,8 @@ COLUMNS: Final[Mapping[str, Column]] = {
     "active_kappa": Column("κ active", "↓", "median condition number of the rows active together, 256 samples"),
     "rho_1": Column("ρ(1)", "", "auto-correlation of codes one position on, weighted by firing rate"),
     "rho_1_shuffled": Column("ρ(1) shuffled", "", "the same of rows in random order: chance"),
+    "rho_1_median": Column("median ρ(1)", "", "the same, median over latents"),
+    "rho_1_high": Column("ρ(1) > ½", "", "share of latents with an auto-correlation above one half"),
     "half_life": Column("half-life", "", "median over latents of the positions until ρ falls to 1/2", 2),
     "stays_on": Column("stays on", "", "P(on next | on) − P(on), weighted by firing rate"),
     "smoothness": Column("S", "", "steepest change of a latent over that of x; says nothing without the next", 4),
@@ -63,5 +65,6 @@ COLUMNS: Final[Mapping[str, Column]] = {
     "jaccard": Column("J trained", "", "Jaccard index of the last two selections of pairs in training"),
     "weight": Column("λ end", "", "weight of the term at the end of training"),
     "violation": Column("O end", "↓", "the term's own value at the end of training", 4),
+    "pareto": Column("Pareto", "", "1 where no arm (at its baseline's L0) beats its mean FVU or ρ(1) at no loss", 0),
     "gradient_share": Column("grad share", "", "share of the gradient's norm that the penalty has, end of training"),
 }

@@ -148,8 +148,9 @@ def _thresholds(found: Found) -> Figure | None:
     if not by_tau:
         return None
     baseline = {key: mean.mean for key, mean in section.means[section.arms[0].label].items()}
-    names = {key: f"{COLUMNS[key].heading} {COLUMNS[key].better}" for key in ("absorption", "fvu", "mmc", "redundant")}
-    shown = {key: name for key, name in names.items() if key in baseline}
+    measured = {key for by_share in by_tau.values() for values in by_share.values() for key in values}
+    names = [key for key in ("absorption", "fvu", "mmc", "redundant", "jaccard") if key in measured]
+    shown: dict[str, str] = {key: f"{COLUMNS[key].heading} {COLUMNS[key].better}".strip() for key in names}
     return pictures_decoder.thresholds(dict(sorted(by_tau.items())), shown, baseline)
 
 

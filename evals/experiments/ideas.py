@@ -26,8 +26,8 @@ class Idea:
     """Of `evals.experiments.draw.PICTURES`."""
     grid: str = ""
     """A second sweep file: window × coefficient."""
-    null: bool = False
-    """Whether the plan's first arm and the recommended one are also trained where time was destroyed."""
+    null: str = ""
+    """A third sweep file: what is also trained where time was destroyed."""
     elsewhere: str = ""
     """What of the idea other commands do."""
 
@@ -39,7 +39,7 @@ IDEAS: Final[Mapping[str, Idea]] = {
         measures=("cosines", "condition", "redundancy", "composition"),
         columns=(*_CORE, *_GEOMETRY, "redundant", "clustering_excess", "meta_explained", "jaccard", "gradient_share"),
         planted="hierarchy",
-        planted_columns=(*_CORE, "absorption", "are", "all_f1", "mcs", "mmc"),
+        planted_columns=(*_CORE, "absorption", "are", "all_f1", "mcs", "mmc", "jaccard", "gradient_share"),
         pictures=("pairs", "thresholds", "cosines", "composition", "redundancy", "efficiency", "condition"),
         elsewhere="Absorption on the language model: `make eval EVALS=absorption` on these runs.",
     ),
@@ -49,7 +49,7 @@ IDEAS: Final[Mapping[str, Idea]] = {
         measures=("cosines", "condition", "redundancy"),
         columns=(*_CORE, *_GEOMETRY, "frame", "kappa", "effective_rank", "weight", "violation", "gradient_share"),
         planted="hierarchy",
-        planted_columns=(*_CORE, "absorption", "are", "all_f1", "mcs", "mmc"),
+        planted_columns=(*_CORE, "absorption", "are", "all_f1", "mcs", "mmc", "gradient_share"),
         pictures=("weights", "cosines", "condition", "efficiency"),
         elsewhere="Automated interpretability: `make eval EVALS=autointerp` on these runs, with a judge.",
     ),
@@ -59,10 +59,11 @@ IDEAS: Final[Mapping[str, Idea]] = {
         measures=("cosines", "condition", "groups"),
         columns=(
             *_CORE, *_GEOMETRY, "kappa", "leakage", "auc", "kept", "residual", "damage", "affinity", "cross_cosine",
+            "gradient_share",
         ),
         planted="domains",
         planted_columns=(
-            *_CORE, "all_f1", "mcs", "affinity", "cross_cosine", "left_signal",
+            *_CORE, "all_f1", "mcs", "affinity", "cross_cosine", "left_signal", "gradient_share",
         ),
         pictures=("separation", "condition", "cosines"),
         elsewhere="Unlearning: `make eval EVALS=unlearning` on these runs, of a model that follows instructions.",
@@ -72,14 +73,15 @@ IDEAS: Final[Mapping[str, Idea]] = {
         variant="temporal",
         measures=("time", "kinds", "cosines"),
         columns=(
-            *_CORE, "rho_1", "rho_1_shuffled", "half_life", "stays_on", "smoothness", "latents_on", "slow_l0",
+            *_CORE, "rho_1", "rho_1_shuffled", "rho_1_median", "rho_1_high", "half_life", "stays_on", "smoothness",
+            "latents_on", "slow_l0", "gradient_share",
             "position_invariance", "l0_slow", "l0_token", "l0_position", "l0_dense", "silhouette", "cohesion",
         ),
         planted="temporal",
-        planted_columns=(*_CORE, "slow_f1", "flicker", "all_f1", "mcs", "mmc"),
+        planted_columns=(*_CORE, "slow_f1", "flicker", "all_f1", "mcs", "mmc", "gradient_share"),
         pictures=("autocorrelation", "positions", "kinds", "grid"),
         grid="003_grid",
-        null=True,
+        null="003_null",
     ),
     "004": Idea(
         title="Importance-prioritised orthogonality",
@@ -87,7 +89,7 @@ IDEAS: Final[Mapping[str, Idea]] = {
         measures=("cosines", "condition", "redundancy", "composition"),
         columns=(*_CORE, *_GEOMETRY, "redundant", "clustering_excess", "meta_explained", "jaccard", "gradient_share"),
         planted="hierarchy",
-        planted_columns=(*_CORE, "absorption", "are", "all_f1", "mcs", "mmc"),
+        planted_columns=(*_CORE, "absorption", "are", "all_f1", "mcs", "mmc", "jaccard", "gradient_share"),
         pictures=("cosines", "redundancy", "composition", "efficiency", "condition"),
         elsewhere="Sparse probing task by task: `make eval EVALS=sparse_probing` on these runs.",
     ),

@@ -115,11 +115,14 @@ def _time(subject: Subject) -> Measured:
         place.add(codes_nTF, part.document_nT)
         smooth.add(codes_nTF, part.x_nTD.float(), part.document_nT)
     found, null = real.result(), chance.result()
+    summary = found.summary()
     eta_F = place.eta_squared().nan_to_num(0.0)
     numbers = {
-        "rho_1": found.summary()["weighted_mean"],
+        "rho_1": summary["weighted_mean"],
         "rho_1_shuffled": null.summary()["weighted_mean"],
-        "half_life": found.summary()["median_half_life"],
+        "rho_1_median": summary["median"],
+        "rho_1_high": summary["share_above_half"],
+        "half_life": summary["median_half_life"],
         "stays_on": _weighted(found.on_excess_F, found.rate_F),
         "position_invariance": 1 - _weighted(eta_F, found.rate_F),
         **smooth.result(),
@@ -185,7 +188,7 @@ def _groups(subject: Subject) -> Measured:
     }
     chosen = groups(sae.encode(rows[True, True]), sae.encode(rows[False, True]))
     x_nD, x_mD = rows[True, False], rows[False, False]
-    found = separation(chosen, x_nD, sae.encode(x_nD), x_mD, sae.encode(x_mD), sae.W_dec.float(), sae.b_dec)
+    found = separation(chosen, x_nD, sae.encode(x_nD), x_mD, sae.encode(x_mD), sae.decode)
     numbers = {
         "leakage": found.leakage,
         "auc": found.auc,

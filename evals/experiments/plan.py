@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from evals.experiments.scales import WRITTEN_FOR, Scale
 from train import settings, sweep
+from train.config import RunConfig
 from train.variants import VARIANTS, Request, sections_of
 
 SWEEPS: Final = Path(__file__).parent / "sweeps"
@@ -20,11 +21,6 @@ class Arm:
 
     label: str
     request: Request
-
-    @property
-    def base(self) -> str:
-        """The architecture that the variant's penalties are added to."""
-        return self.request.base or VARIANTS[self.request.variant].base
 
     @property
     def window(self) -> int:
@@ -42,10 +38,39 @@ def arms(name: str) -> list[Arm]:
     return list({arm.label: arm for arm in found}.values())
 
 
-def baseline_of(arm: Arm, among: Sequence[Arm]) -> Arm:
-    """What an arm is held against: its architecture without penalties on the same windows, else the first arm."""
-    plain = [one for one in among if one.request.variant == arm.base and one.window == arm.window]
-    return plain[0] if plain else among[0]
+def baselines(configs: Mapping[str, RunConfig]) -> dict[str, str]:
+    """What each arm is held against: the arm that is the same run but for the penalty, as both were resolved.
+
+    An arm without a penalty, or with its coefficient at 0, is a baseline itself. Group biases are no penalty: those
+    with a penalty are held against those without one, and those against the architecture that has none.
+
+    Args:
+        configs: label → the arm as a run; all of one seed.
+
+    Returns:
+        Label → label of the baseline, its own where it is one; an arm without a true baseline is left out.
+    """
+    plain = {label: config for label, config in configs.items() if not _penalised(config)}
+    held = {label: _held_against(label, config, plain) for label, config in configs.items()}
+    return {label: other for label, other in held.items() if other}
+
+
+def _held_against(label: str, config: RunConfig, plain: Mapping[str, RunConfig]) -> str:
+    wanted, own = config, label if label in plain else ""
+    if own and not config.sae.group_biases:
+        return own
+    if own:
+        wanted = replace(config, penalties={}, sae=replace(config.sae, group_biases=0))
+    return next((one for one, other in plain.items() if _setting(other) == _setting(wanted)), own)
+
+
+def _penalised(config: RunConfig) -> bool:
+    return any(one.coeff for one in config.penalties.values())
+
+
+def _setting(config: RunConfig) -> tuple[object, ...]:
+    """Everything that trains an SAE but its penalties."""
+    return config.sae, config.architecture, config.training, config.feed, config.cache, config.sequences, config.layer
 
 
 def at_scale(arm: Arm, scale: Scale, seed: int, extra: Mapping[str, Any]) -> Request:

@@ -19,8 +19,8 @@ from evals.experiments.measure import Measured, measure
 from evals.experiments.null import write_null
 from evals.experiments.plan import Arm, arms
 from evals.experiments.planted import SEQUENCES, planted_cache, truth
-from evals.experiments.recorder import as_curves, record
-from evals.experiments.result import Section, of_training, together
+from evals.experiments.recorder import as_curves, lasting, record
+from evals.experiments.result import Section, compared, of_training, pareto, together
 from evals.experiments.scales import PLANTED, PLANTED_LR, Scale
 from evals.experiments.table import page
 from evals.experiments.training import Trained, train
@@ -28,7 +28,10 @@ from evals.experiments.training import Trained, train
 Say = Callable[[str], None]
 NULL_COLUMNS: Final = ("fvu", "l0", "rho_1", "rho_1_shuffled", "stays_on", "smoothness", "latents_on", "slow_l0")
 GRID_MEASURES: Final = ("time",)
-GRID_COLUMNS: Final = ("fvu", "l0", "dead", "rho_1", "half_life", "stays_on", "smoothness", "latents_on", "slow_l0")
+GRID_COLUMNS: Final = (
+    "pareto", "fvu", "l0", "dead", "rho_1", "rho_1_median", "half_life", "stays_on", "smoothness", "latents_on",
+    "slow_l0", "gradient_share",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,12 +73,11 @@ def run(experiment: Experiment, reader: CacheReader, command: str, say: Say) -> 
     sections: dict[str, tuple[Section, Sequence[str]]] = {"On the cache": (section, idea.columns)}
     grid = None
     if idea.grid and experiment.grid:
-        grid_arms = [*(arm for arm in plan if arm.label == plan[0].label), *arms(idea.grid)]
-        fewer = replace(experiment, seeds=experiment.seeds[: experiment.scale.grid_seeds])
-        grid, _ = _on_cache(fewer, reader, experiment.path, grid_arms, GRID_MEASURES, extra, "plan", say)
+        grid = _grid(experiment, reader, arms(idea.grid), extra, say)
         sections["Window × coefficient"] = (grid, GRID_COLUMNS)
     if idea.null and experiment.grid:
-        sections["The null: the same rows without time"] = (_null(experiment, reader, plan, extra, say), NULL_COLUMNS)
+        null = _null(experiment, reader, arms(idea.null), extra, say)
+        sections["The null: the same rows without time"] = (null, NULL_COLUMNS)
     on_truth = None
     if experiment.planted:
         on_truth = _planted(experiment, plan, say)
@@ -84,12 +86,13 @@ def run(experiment: Experiment, reader: CacheReader, command: str, say: Say) -> 
     pairs = None
     if first is not None and "pairs" in idea.pictures:
         say("  recording selections of pairs")
-        pairs = as_curves(record(first.config, reader, device=experiment.device))
+        pairs = as_curves(record(first.config, reader, experiment.path, device=experiment.device))
     experiment.out.mkdir(parents=True, exist_ok=True)
     found = Found(cache=section, grid=grid, planted=on_truth, pairs=pairs)
     drawn = draw(idea.pictures, found, experiment.out)
     made = _made(experiment, reader, command)
-    text = page(experiment.number, idea, sections, drawn, made, str(experiment.runs / "plan"))
+    notes = [lasting(first.arm.label, pairs)] if first is not None and pairs else []
+    text = page(experiment.number, idea, sections, drawn, made, str(experiment.runs / "plan"), notes)
     write_file(experiment.out, "README.md", text.encode(), sync=True)
     return experiment.out / "README.md"
 
@@ -124,15 +127,25 @@ def _on_cache(
             say(f"  {number} of {len(runs)} SAEs analysed")
         own = measure(one.load(), held, measures, meta_steps=experiment.scale.meta_steps)
         found.setdefault(one.arm.label, []).append(together(of_training(one), own))
-    return Section(arms=plan, found=found), runs
+    return compared(runs, found), runs
+
+
+def _grid(
+    experiment: Experiment, reader: CacheReader, cells: Sequence[Arm], extra: Mapping[str, Any], say: Say
+) -> Section:
+    """Window × coefficient, with a mark at what is best in both of what it trades: FVU and persistence."""
+    fewer = replace(experiment, seeds=experiment.seeds[: experiment.scale.grid_seeds])
+    section, runs = _on_cache(fewer, reader, experiment.path, cells, GRID_MEASURES, extra, "plan", say)
+    found = {label: list(saes) for label, saes in section.found.items()}
+    for label in pareto(section, "fvu", "rho_1"):
+        found[label][0].numbers["pareto"] = 1.0
+    return compared(runs, found)
 
 
 def _null(
-    experiment: Experiment, reader: CacheReader, plan: Sequence[Arm], extra: Mapping[str, Any], say: Say
+    experiment: Experiment, reader: CacheReader, chosen: Sequence[Arm], extra: Mapping[str, Any], say: Say
 ) -> Section:
-    """The baseline and the plan's arms of the idea's own variant with one setting, where time was destroyed."""
-    variant = IDEAS[experiment.number].variant
-    chosen = [plan[0], *(arm for arm in plan if arm.request.variant == variant and len(arm.request.settings) == 1)]
+    """Some arms where time was destroyed."""
     path = experiment.runs / "without_time"
     shuffled = write_null(reader, experiment.layer, path, sequences=experiment.sequences)
     section, _ = _on_cache(experiment, shuffled, str(path), chosen, GRID_MEASURES, extra, "null", say)
@@ -163,8 +176,8 @@ def _planted(experiment: Experiment, plan: Sequence[Arm], say: Say) -> Section:
     for one in runs:
         numbers = truth(name, one.load(), reader, scale.sequences)
         found.setdefault(one.arm.label, []).append(together(of_training(one), Measured(numbers=numbers)))
-    _add_efficiency(found, runs, Section(arms=plan, found=found))
-    return Section(arms=plan, found=found)
+    _add_efficiency(found, runs, compared(runs, found))
+    return compared(runs, found)
 
 
 def _add_efficiency(found: dict[str, list[Measured]], runs: Sequence[Trained], section: Section) -> None:
@@ -179,8 +192,8 @@ def _add_efficiency(found: dict[str, list[Measured]], runs: Sequence[Trained], s
                 absorbing.setdefault(label, []).append(Absorbing(**scores, d_sae=size, tokens=tokens))
     for arm in section.arms:
         baseline = section.baseline(arm)
-        if arm.label in absorbing and arm is not baseline:
-            got = absorption_efficiency(absorbing[baseline.label], absorbing[arm.label], planted=True)
+        if arm.label in absorbing and section.reference(arm):
+            got = absorption_efficiency(absorbing[baseline], absorbing[arm.label], planted=True)
             if got.per_fvu is not None:
                 found[arm.label][0].numbers["are"] = got.per_fvu
 

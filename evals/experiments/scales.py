@@ -20,13 +20,13 @@ class Scale:
     sequences: int
     """Held-out sequences that the analyses read."""
     grid_seeds: int = 3
-    """Of the window × coefficient grid, at most: it has as many cells as the rest has arms twice over."""
+    """Of the window × coefficient grid, at most; fewer than 3 leave it without a spread."""
     meta_steps: int = 1500
     """Of the Meta-SAE that measures composition."""
 
 
 SCALES: Final = {
-    "miniature": Scale(d_sae=1024, k=16, batch=1024, steps=501, sequences=128, grid_seeds=1, meta_steps=300),
+    "miniature": Scale(d_sae=1024, k=16, batch=1024, steps=501, sequences=128, meta_steps=300),
     # Absorption needs L0 25 to 70 and 16k latents or more (reference/variants.md §0.3); 10M tokens, as the logs had.
     "gemma": Scale(d_sae=18432, k=64, batch=2048, steps=4881, sequences=512),
     # The logs' own sizes, to compare with their baselines.

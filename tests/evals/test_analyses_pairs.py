@@ -95,10 +95,9 @@ def trained(absorption: float, fvu: float, l0: float = 32.0, d_sae: int = 2**16,
 
 
 def test_efficiency_is_what_absorption_falls_by_for_each_unit_of_variance() -> None:
-    found = absorption_efficiency([trained(0.2, 0.1)] * 3, [trained(0.05, 0.13)] * 3, overhead=0.05)
+    found = absorption_efficiency([trained(0.2, 0.1)] * 3, [trained(0.05, 0.13)] * 3)
     assert found.reduction == pytest.approx(0.75)
     assert found.per_fvu == pytest.approx(5)
-    assert found.per_cost == pytest.approx(15)
     assert found.caveats == ()
 
 
@@ -107,9 +106,8 @@ def test_a_variant_that_reconstructs_better_pays_the_least_loss() -> None:
 
 
 def test_unequal_l0_gives_no_efficiency() -> None:
-    found = absorption_efficiency([trained(0.2, 0.1)] * 3, [trained(0.1, 0.1, l0=33.0)] * 3, overhead=0.1)
+    found = absorption_efficiency([trained(0.2, 0.1)] * 3, [trained(0.1, 0.1, l0=33.0)] * 3)
     assert found.per_fvu is None
-    assert found.per_cost is None
     assert "L0 differs by 3.1%" in found.caveats[0]
 
 
