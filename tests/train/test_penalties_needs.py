@@ -2,17 +2,21 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import Tensor
 
 import cache
 from evals.planted import Domains, Temporal, write_cache
 from tests.train.planted_runs import request, run
+from train import penalties
 from train.config import RunConfig
 from train.errors import TrainError
-from train.variants import VARIANTS, Request, resolve, sections_of, widen
+from train.exports import sae_lens
+from train.variants import VARIANTS, Request, Variant, resolve, sections_of, widen
 
 MINE = ("ortho_adaptive", "ortho_groups", "temporal", "temporal_variance", "tsae", "tsae_code")
 TEMPORAL = ("temporal", "temporal_variance", "tsae", "tsae_code")
@@ -139,3 +143,29 @@ def test_what_a_penalty_waits_for_fits_into_a_short_run(tagged: cache.CacheReade
     assert crossing == pytest.approx(math.log(20 / 1e-4))
     assert settings_of("ortho_adaptive", 50_000).rate == settings_of("ortho_adaptive", 500, mode="literal").rate == 5e-3
     assert settings_of("ortho_adaptive", 500, rate="0.001").rate == 0.001
+
+
+def test_the_penalty_that_the_page_writes_is_one_file_and_one_line(
+    plain: cache.CacheReader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
+    (code,) = re.findall(r"```python\n# train/penalties/short_codes.py\n(.*?)```", page, re.DOTALL)
+    (row,) = re.findall(r'`"short_codes": (Variant\(.*?\))`', page)
+    (tmp_path / "short_codes.py").write_text(code)
+    monkeypatch.setattr(penalties, "__path__", [*penalties.__path__, str(tmp_path)])
+    kind = penalties._kind("short_codes")
+    assert kind is not None
+    monkeypatch.setitem(penalties.PENALTIES, "short_codes", kind)
+    monkeypatch.setitem(VARIANTS, "short_codes", eval(row, {"Variant": Variant}))
+    path = Path(plain.folder.name)
+    (with_it,) = run(path, tmp_path / "with", [request("short_codes", **{"short_codes.coeff": 1.0})])
+    (without,) = run(path, tmp_path / "without", [request("batchtopk")])
+    x_BD = plain.layer(0).sequences(0, 8).float().flatten(0, 1)
+    assert shape_of_codes(with_it, x_BD) < shape_of_codes(without, x_BD)
+
+
+def shape_of_codes(folder: Path, x_BD: Tensor) -> float:
+    """Mean of ‖f‖₁ / ‖f‖₂ of a finished run's codes."""
+    f_BF = sae_lens.load(folder / "sae").encode(x_BD)
+    on_B = f_BF.norm(dim=1) > 0
+    return float((f_BF.sum(1) / f_BF.norm(dim=1))[on_B].mean())

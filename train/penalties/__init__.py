@@ -1,18 +1,14 @@
-"""Penalties: what can be added to an architecture's loss. One file each; this table names them."""
+"""Penalties: what can be added to an architecture's loss. One file each: `ortho_active` is `OrthoActive` of
+`ortho_active.py`, with the settings that its attribute `config` is annotated with; the other files are what they share.
+"""
 
+import typing
 from dataclasses import dataclass
+from importlib import import_module
+from pkgutil import iter_modules
 
-from train.penalties.ortho_active import OrthoActive, OrthoActiveConfig
-from train.penalties.ortho_adaptive import OrthoAdaptive, OrthoAdaptiveConfig
-from train.penalties.ortho_groups import OrthoGroups, OrthoGroupsConfig
-from train.penalties.ortho_importance import OrthoImportance, OrthoImportanceConfig
-from train.penalties.ortho_pairs import OrthoPairs, OrthoPairsConfig
-from train.penalties.ortsae import OrtSAE, OrtSAEConfig
 from train.penalties.penalty import Penalty as Penalty
 from train.penalties.penalty import PenaltyConfig as PenaltyConfig
-from train.penalties.temporal import Temporal, TemporalConfig
-from train.penalties.temporal_variance import TemporalVariance, TemporalVarianceConfig
-from train.penalties.tsae import TSAE, TSAEConfig
 
 
 @dataclass(frozen=True)
@@ -23,14 +19,15 @@ class PenaltyKind:
     penalty: type[Penalty]
 
 
+def _kind(name: str) -> PenaltyKind | None:
+    """The penalty that a file is named after, if it is."""
+    for one in vars(import_module(f"{__name__}.{name}")).values():
+        if isinstance(one, type) and issubclass(one, Penalty) and one.__name__.lower() == name.replace("_", ""):
+            config = typing.get_type_hints(one).get("config", PenaltyConfig)
+            return PenaltyKind(config, one) if one is not Penalty else None
+    return None
+
+
 PENALTIES: dict[str, PenaltyKind] = {
-    "ortho_active": PenaltyKind(OrthoActiveConfig, OrthoActive),
-    "ortho_importance": PenaltyKind(OrthoImportanceConfig, OrthoImportance),
-    "ortho_pairs": PenaltyKind(OrthoPairsConfig, OrthoPairs),
-    "ortsae": PenaltyKind(OrtSAEConfig, OrtSAE),
-    "ortho_adaptive": PenaltyKind(OrthoAdaptiveConfig, OrthoAdaptive),
-    "ortho_groups": PenaltyKind(OrthoGroupsConfig, OrthoGroups),
-    "temporal": PenaltyKind(TemporalConfig, Temporal),
-    "temporal_variance": PenaltyKind(TemporalVarianceConfig, TemporalVariance),
-    "tsae": PenaltyKind(TSAEConfig, TSAE),
+    name: kind for name in sorted(one.name for one in iter_modules(__path__)) if (kind := _kind(name))
 }

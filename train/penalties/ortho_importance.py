@@ -61,6 +61,8 @@ class OrthoImportanceConfig(PenaltyConfig):
 class OrthoImportance(Penalty):
     """State: the moving average of activations, and the queue."""
 
+    config: OrthoImportanceConfig
+
     def __init__(self, config: OrthoImportanceConfig, sae: SAE, generator: torch.Generator) -> None:
         """An empty queue and no importance yet."""
         super().__init__(config, sae, generator)

@@ -3,8 +3,7 @@
     L = (1/F) Σ_{(i,j) ∈ S} [cos(w_i, w_j) − τ]₊²
     S = the K pairs with the largest C_ij [cos_ij]₊,   K = ⌈share · F(F−1)/2⌉,   C_ij = Σ_b z_bi z_bj
 
-S is chosen every `refresh` steps from the sparse codes of a sample of rows, without gradients. Over K instead of F,
-`share` would only rescale the weight.
+S is chosen every `refresh` steps from a sample of rows. Over K instead of F, `share` would only rescale the weight.
 
 Source: "instantaneous top-k orthogonality", as it was meant. As first written it cannot run (a B × F × F tensor), lets
 diagonal pairs win, and penalises activations, which never touches the decoder; τ, there a weight, is a floor here.
@@ -41,7 +40,6 @@ class OrthoPairsConfig(PenaltyConfig):
     """Of all pairs of latents that are chosen."""
     score: str = "coactivation_cosine"
     refresh: int = 10
-    """Steps between two selections."""
     rows: int = 512
     """Rows of the batch that a selection looks at; 0 is all."""
     top: int = 64
@@ -69,6 +67,8 @@ class OrthoPairsConfig(PenaltyConfig):
 
 class OrthoPairs(Penalty):
     """State: the chosen pairs, τ, and σ² with the vector that its power iteration has reached."""
+
+    config: OrthoPairsConfig
 
     def __init__(self, config: OrthoPairsConfig, sae: SAE, generator: torch.Generator) -> None:
         """No pairs before the first step has shown some."""
