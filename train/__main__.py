@@ -68,9 +68,18 @@ def _train(arguments: argparse.Namespace) -> int:
     ended = launch.train(planned, reader, path, options, world, say)
     if world.rank == 0:
         print("\n" + table.table(folder for _, folder in planned))
-        print("\nOn held-out rows, each SAE as it is saved. Next: python -m train export", planned[0][1])
+        print("\nOn held-out rows, each SAE as it is saved; its folder is", planned[0][1].parent / "…")
+        evaluate = f"make eval-harvest MODEL={reader.meta.model} LAYER={planned[0][0].layer}"
+        print(f"Next: {evaluate}, then make eval RUN={planned[0][1]}")
+        print(f"  or: {_python()} -m train export {planned[0][1]} --format sae_lens")
     world.leave()
     return 0 if ended else 2
+
+
+def _python() -> str:
+    """What calls this interpreter from this folder."""
+    own, here = Path(sys.executable), Path.cwd()
+    return str(own.relative_to(here)) if own.is_relative_to(here) else "python"
 
 
 def _silent(text: str) -> None:

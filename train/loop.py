@@ -80,6 +80,7 @@ class Group:
         last = max(one.config.training.steps for one in self.members)
         bar = tqdm(total=last, initial=step, unit="step", disable=not self.options.progress, smoothing=0.05)
         feed = self._open(feed_state)
+        say(f"  pool     {feed.pool()}")
         with self.world.together():
             loggers = {one.config.name: self._trackers(one) for one in self.members if one.active}
         pace = Pace()
@@ -93,7 +94,8 @@ class Group:
                     stepped = self._step(rows, step, report, say)
                     step += 1
                     pace.stepped(self.world.rows(len(rows.x_BD)))
-                    self._log(stepped, report, loggers, pace.report(feed))
+                    if told := [one for one in stepped if report or not one.active]:
+                        self._log(told, loggers, pace.report(feed))
                     self._save(stepped, feed)
                     bar.update()
                     if report:
@@ -106,6 +108,8 @@ class Group:
             bar.close()
             for tracker in [one for some in loggers.values() for one in some]:
                 tracker.close()
+        if pace.steps:
+            say(f"  {pace}")
 
     def _step(self, rows: Rows, step: int, report: bool, say: Say) -> list[Member]:
         """One step of every member that stands at `step`; returns those that are sound."""
@@ -115,6 +119,8 @@ class Group:
                 member.sae.b_dec.data.copy_(geometric_median(self.world.gather_rows(rows.x_BD, self.feed_config.parts)))
             ends = step + 1 == member.config.training.steps
             member.step(rows, report=report or ends)
+            while member.news:
+                say(member.news.pop(0))
             # On a CPU looking costs nothing; on a GPU it waits, so it is done where one waits anyway.
             looks = report or ends or self._due(member) or self.interrupted or self.options.device == "cpu"
             if looks and not member.check(rows):
@@ -126,14 +132,11 @@ class Group:
     def _due(self, member: Member) -> bool:
         return member.steps_done % self.options.checkpoint_every == 0
 
-    def _log(
-        self, stepped: list[Member], report: bool, loggers: dict[str, list[Tracker]], pace: dict[str, float]
-    ) -> None:
-        for member in stepped:
-            if report or not member.active:
-                member.reported = metrics.detached(member.last) | pace
-                for tracker in loggers[member.config.name]:
-                    tracker.log(member.steps_done, member.reported)
+    def _log(self, told: list[Member], loggers: dict[str, list[Tracker]], pace: dict[str, float]) -> None:
+        for member in told:
+            member.reported = metrics.detached(member.last) | pace
+            for tracker in loggers[member.config.name]:
+                tracker.log(member.steps_done, member.reported)
 
     def _save(self, stepped: list[Member], feed: Feed) -> None:
         """Checkpoints are written once all have stepped, so that a signal finds all of them at the same step."""

@@ -28,7 +28,9 @@ DEFINITIONS: dict[str, str] = {
     "grad_norm": "norm of the whole gradient before clipping",
     "lr": "learning rate",
     "rows_per_s": "rows trained on a second since the last report",
+    "gb_per_s": "10⁹ bytes of bfloat16 vectors that the feed handed out a second, since the last report",
     "feed_wait": "share of that time spent waiting for the feed",
+    "documents_per_batch": "distinct documents in this batch (of many processes: in the first one's share)",
     "epoch": "passes over the data",
 }
 

@@ -53,7 +53,9 @@ class RunFolder:
             if read_config(self.path) != config:
                 raise TrainError(f"{self.path} holds another run: give another OUT, or remove the folder")
             return
-        self.write("provenance.json", {**provenance(), "device": _device(), "cache": cache})
+        self.write(
+            "provenance.json", {**provenance(), "device": _device(), "cache": cache, "cache_fingerprint": config.cache}
+        )
         self.write(CONFIG, config.to_json())
 
     def end(self) -> None:

@@ -238,23 +238,6 @@ def test_a_batch_stays_what_it_was_for_as_long_as_it_is_held(reader: cache.Cache
     assert torch.equal(view, copy)
 
 
-def test_a_feed_reports_what_it_delivered(reader: cache.CacheReader) -> None:
-    config = FeedConfig(**SMALL)
-    with Feed(reader, [3, 5], config, epochs=1) as feed:
-        delivered = list(feed)
-        report = feed.report()
-    rows = len(eligible_rows(reader, config))
-    assert (report.rows, report.bytes) == (rows, rows * 2 * 8 * 2)
-    assert report.epoch == 1
-    assert 0 <= report.waited_share <= 1
-    assert report.rows_per_second > 0
-    assert report.gigabytes_per_second > 0
-    assert report.eligible_share == pytest.approx(rows / (T * int((reader.split() == 0).sum())))
-    assert report.untiled_share == 0
-    distinct = [len(set(batch.document.tolist())) for batch in delivered[::8]]
-    assert report.documents_per_batch == pytest.approx(np.mean(distinct))
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

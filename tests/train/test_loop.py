@@ -1,11 +1,6 @@
 """The loop: alone or together, stopped or not, a run ends with the same bits."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -26,7 +21,7 @@ from train.variants import VARIANTS, Request
 from train.world import World
 
 BASES = ["topk", "batchtopk", "matryoshka", "jumprelu", "gated", "relu", "relu_april"]
-TIMES = ("rows_per_s", "feed_wait")
+TIMES = ("rows_per_s", "gb_per_s", "feed_wait")
 
 
 @pytest.fixture(scope="module")
@@ -199,57 +194,6 @@ def test_runs_with_different_filters_do_not_share_a_feed(planted: Path, tmp_path
     planned = launch.plan(requests, reader, (0,), tmp_path)
     assert [run.feed.window for run, _ in planned] == [8, 1, 8] or {run.feed.window for run, _ in planned} == {1, 8}
     assert len({(run.feed.skip_positions, run.feed.window) for run, _ in planned}) == 2
-
-
-def _command(planted: Path, out: Path, *more: str) -> list[str]:
-    settings = "d_sae=48 batch=96 lr=3e-3 pool_sequences=16 dead_after=300"
-    flags = [
-        "--cache",
-        str(planted),
-        "--out",
-        str(out),
-        "--steps",
-        "4000",
-        "--checkpoint-every",
-        "50",
-        "--device",
-        "cpu",
-    ]
-    return [sys.executable, "-m", "train", "--variant", "topk,batchtopk", "--k", "4", "--set", settings, *flags, *more]
-
-
-def _started(command: list[str], folder: Path) -> subprocess.Popen[str]:
-    """A training process that has written its first checkpoint."""
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    deadline = time.monotonic() + 120
-    while not any(checkpoint.steps(run) for run in folder.glob("*/*")):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    return process
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_a_killed_process_resumes_bit_for_bit(planted: Path, tmp_path: Path, kill: signal.Signals) -> None:
-    whole = subprocess.run(_command(planted, tmp_path / "whole"), capture_output=True, text=True, check=False)
-    assert whole.returncode == 0, whole.stderr
-    process = _started(_command(planted, tmp_path / "cut"), tmp_path / "cut")
-    process.send_signal(kill)
-    _, errors = process.communicate()
-    if kill != signal.SIGKILL:
-        assert process.returncode == 130
-        assert "checkpoint was written" in errors
-        assert len({tuple(checkpoint.steps(run))[-1:] for run in (tmp_path / "cut").glob("*/*")}) == 1
-    again = subprocess.run(_command(planted, tmp_path / "cut"), capture_output=True, text=True, check=False)
-    assert again.returncode == 0, again.stderr
-    for one in sorted((tmp_path / "whole").glob("*/*")):
-        other = tmp_path / "cut" / one.parent.name / one.name
-        a, b = (checkpoint.load(folder, 4000).tensors for folder in (one, other))
-        assert all(torch.equal(a[name], b[name]) for name in a)
-        assert lines(one) == lines(other)
 
 
 def test_group_takes_no_part_of_a_members_randomness(planted: Path, tmp_path: Path) -> None:

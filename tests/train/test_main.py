@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import cache
 from tests.cache.planted import make_bits, make_meta, make_rows, write
 from tests.train.planted_runs import make_cache
 from train.__main__ import main
@@ -33,7 +34,12 @@ def test_a_run_explains_itself(planted: Path, tmp_path: Path, capsys: pytest.Cap
     code, told, _ = run(capsys, "--variant", "topk,relu", "--cache", str(planted), "--out", str(tmp_path), *QUICK)
     assert code == 0
     assert "6 steps × 96 = 576" in told
-    assert "python -m train export" in told
+    first = next(line for line in told.splitlines() if line.startswith("topk-L0")).split()[0]
+    assert f"make eval RUN={tmp_path / 'planted' / first}\n" in told
+    assert f"python -m train export {tmp_path / 'planted' / first} --format sae_lens\n" in told
+    assert "sequences (the whole split) are mixed at a time" not in told  # 16 are asked for
+    assert "sequences (of " in told
+    assert "576 rows in 0:00:0" in told
     folders = sorted((tmp_path / "planted").iterdir())
     assert len(folders) == 2
     for folder in folders:
@@ -43,7 +49,12 @@ def test_a_run_explains_itself(planted: Path, tmp_path: Path, capsys: pytest.Cap
         config = json.loads((folder / "config.json").read_text())
         assert config["training"]["steps"] == 6
         assert config["sae"]["d_sae"] == 48
-        assert json.loads((folder / "provenance.json").read_text())["cache"] == str(planted)
+        provenance = json.loads((folder / "provenance.json").read_text())
+        assert provenance["cache"] == str(planted)
+        assert provenance["cache_fingerprint"] == config["cache"] == cache.open(str(planted)).meta.fingerprint
+        told_last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+        assert told_last["gb_per_s"] > 0
+        assert told_last["documents_per_batch"] > 1
         assert isinstance(load(folder), InferenceSAE)
         assert folder.name in told
 
@@ -56,7 +67,7 @@ def test_the_same_command_again_trains_nothing(
     second = run(capsys, *command)
     assert second[0] == 0
     assert "1 of 1 runs are complete and were skipped" in second[1]
-    assert first[1].splitlines()[-5:] == second[1].splitlines()[-5:]  # the same table
+    assert first[1].splitlines()[-7:] == second[1].splitlines()[-7:]  # the same table
 
 
 def test_a_trained_sae_is_exported(planted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -87,7 +98,7 @@ def test_a_sweep_file_says_the_same(planted: Path, tmp_path: Path, capsys: pytes
         capsys, "--sweep-file", str(file), "--cache", str(planted), "--out", str(tmp_path / "runs"), "--device", "cpu"
     )
     assert code == 0
-    assert told.count("topk-L0-F48") == 5  # four rows and the next command
+    assert told.count("topk-L0-F48") == 6  # four rows and two commands that come next
 
 
 REFUSED = {
@@ -101,6 +112,8 @@ REFUSED = {
     "k of a relu": (["--variant", "relu", "--k", "3"], "unknown setting 'sae.k'"),
     "k too large": (["--variant", "topk", "--d-sae", "8", "--k", "9"], "k must be between 1 and d_sae=8, got 9"),
     "batch and window": (["--variant", "topk", "--batch", "100", "--set", "window=8"], "batch must be a multiple of"),
+    "held-out rows": (["--variant", "topk", "--set", "split=held_out"], "held-out rows are never trained on"),
+    "all rows": (["--variant", "topk", "--set", "feed.split=all"], "split must be train, got 'all'"),
     "window too long": (["--variant", "topk", "--batch", "96", "--set", "window=32"], "window must be at most"),
     "unknown logger": (["--variant", "topk", "--log", "mlflow"], "LOG must be among tensorboard, wandb, got 'mlflow'"),
     "no GPU": (["--variant", "topk", "--device", "tpu"], "DEVICE must be one of cpu"),

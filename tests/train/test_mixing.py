@@ -5,7 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.mixing import Correlated, of_batches, of_order
+from benchmarks.mixing import Correlated, of_batches, of_feed, of_order
+from evals.planted import Dictionary, Planted, Temporal
+from evals.planted.caches import write_cache
 from tests.train.planted_cache import T, batches, make_cache
 from train.feed import FeedConfig
 from train.feed.order import Order
@@ -30,6 +32,29 @@ def test_batches_of_the_feed_are_almost_independent_draws(tmp_path: Path) -> Non
 def test_independent_draws_have_a_ratio_of_one() -> None:
     sequence = np.random.default_rng(0).integers(0, CACHE.sequences, (600, BATCH))
     assert of_batches(CACHE, sequence, draws=60).variance == pytest.approx(1, abs=0.06)
+
+
+@pytest.mark.parametrize("window", [2, 4])
+def test_independent_windows_have_a_ratio_of_one_though_they_vary_more_than_rows(window: int) -> None:
+    sequence = np.random.default_rng(0).integers(0, CACHE.sequences, (600, BATCH // window))
+    mixing = of_batches(CACHE, sequence, draws=60, window=window)
+    assert mixing.of_windows == pytest.approx(1, abs=0.06)
+    assert mixing.variance == pytest.approx(1 + 0.3 * (window - 1), rel=0.06)
+
+
+@pytest.mark.parametrize(
+    ("source", "least", "most"),
+    [(Dictionary(d_model=12, features=24), 0.9, 1.1), (Temporal(d_model=12, topics=4, words=2, fast=8), 1.3, 8)],
+    ids=["rows that know nothing of their neighbours", "topics that stay"],
+)
+def test_what_windows_cost_is_told_apart_from_what_the_pool_costs(
+    tmp_path: Path, source: Planted, least: float, most: float
+) -> None:
+    reader = write_cache(tmp_path / "c", source, sequences=400, context=16, shard_sequences=50)
+    rows, windows = (of_feed(reader, 0, FeedConfig(batch=64, pool_sequences=400, window=w)) for w in (1, 8))
+    assert rows.variance == rows.of_windows == pytest.approx(1, abs=0.1)
+    assert windows.of_windows == pytest.approx(1, abs=0.2)
+    assert least < windows.variance < most
 
 
 def test_larger_pools_and_smaller_blocks_mix_better() -> None:

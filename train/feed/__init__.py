@@ -3,6 +3,6 @@
 from train.feed.batch import Batch
 from train.feed.config import FeedConfig
 from train.feed.feed import Feed
-from train.feed.report import FeedReport
+from train.feed.report import FeedReport, PoolReport
 
-__all__ = ["Batch", "Feed", "FeedConfig", "FeedReport"]
+__all__ = ["Batch", "Feed", "FeedConfig", "FeedReport", "PoolReport"]

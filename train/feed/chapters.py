@@ -66,12 +66,12 @@ class Chapters:
         self.layers = [reader.layer(layer) for layer in layers]
         self.filter = Filter(reader, layers, config)
         self._stopping = threading.Event()
-        self._mapped = mapped_pool(self.layers, memory)
+        self.mapped = mapped_pool(self.layers, memory)
         self._threads = ThreadPoolExecutor(FILL_THREADS, thread_name_prefix="feed-fill")
 
     def pool(self, sequences: int) -> Pool:
         """A pool for so many sequences."""
-        return self._mapped or self.memory.pool(sequences)
+        return self.mapped or self.memory.pool(sequences)
 
     def contents(self, part: int, at: Position, pool: Pool) -> Contents:
         """Fill a pool with a chapter.

@@ -11,7 +11,7 @@ Shapes: B rows, n windows, W window, L layers, D d_model.
 
 import threading
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
@@ -29,7 +29,7 @@ from train.feed.eligible import wanted_sequences
 from train.feed.order import Order, Position
 from train.feed.pool import Gathered, HostMemory, Memory, Shape
 from train.feed.pool_cuda import cuda_memory
-from train.feed.report import FeedReport, Meter
+from train.feed.report import FeedReport, Meter, PoolReport
 from train.feed.stream import Stream
 
 _AHEAD: Final = 2  # batches gathered before they are asked for
@@ -160,7 +160,8 @@ class Feed(Iterator[Batch]):
             block=config.block,
             pool_sequences=state["pool"] if state is not None else config.pool_sequences,
         )
-        self.order = order if state is not None else _fitting(order, config, memory, served)
+        self._budget, self._resumed = _budget(config, memory, served), state is not None
+        self.order = order if state is not None else _fitting(order, self._budget, memory, served)
         _check_places(self._at, self.order)
         chapters = Chapters(reader, layers, config, self.order, memory)
         streams = [Stream(chapters, part, at, epochs) for part, at in self._at.items()]
@@ -212,6 +213,19 @@ class Feed(Iterator[Batch]):
         """
         return feed_state.make(self._identity, self.order.pool_sequences, self._batches, self._at)
 
+    def pool(self) -> PoolReport:
+        """What is mixed at a time."""
+        chapters, split, parts = self._works.chapters, len(self.order.sequences), range(self.config.parts)
+        return PoolReport(
+            sequences=min(sum(self.order.chapter_sequences(part) for part in parts), split),
+            asked=self.config.pool_sequences,
+            split=split,
+            bytes=0 if chapters.mapped else _pool_bytes(self.order, self._works.memory, self._at),
+            budget=self._budget,
+            limited=self.order.pool_sequences < min(self.config.pool_sequences, split),
+            resumed=self._resumed,
+        )
+
     def report(self) -> FeedReport:
         """What has been delivered, how fast, and how long the caller waited for it."""
         return self._meter.report(self._epoch, self._seen)
@@ -255,24 +269,29 @@ def _memory(shape: Shape, device: str | torch.device) -> Memory:
     return cuda_memory(shape, device, staged=most_sequences(shape.sequence_bytes), buffers=FILL_THREADS + 1)
 
 
-def _fitting(order: Order, config: FeedConfig, memory: Memory, served: range) -> Order:
+def _budget(config: FeedConfig, memory: Memory, served: range) -> int:
+    share = len(served) / config.parts if isinstance(memory, HostMemory) else 1.0  # processes share their host's memory
+    return config.pool_bytes or int(memory.total_bytes() / 4 * share)
+
+
+def _pool_bytes(order: Order, memory: Memory, served: Iterable[int]) -> int:
+    """Two pools a part; where one chapter is the whole epoch, one."""
+    pools = {part: 1 if order.chapters(part) == 1 else 2 for part in served}
+    return sum(order.chapter_sequences(part) * count for part, count in pools.items()) * memory.shape.sequence_bytes
+
+
+def _fitting(order: Order, budget: int, memory: Memory, served: range) -> Order:
     """The order with the largest pools, halved as often as it takes, that fit into their memory.
 
     Going by the memory's size (not by what is free of it), in halves, makes equal settings give equal orders on one
     machine, always, and on machines of somewhat different memory.
     """
-    share = len(served) / config.parts if isinstance(memory, HostMemory) else 1.0  # processes share their host's memory
-    budget = config.pool_bytes or int(memory.total_bytes() / 4 * share)
-    while True:
-        pools = {part: 1 if order.chapters(part) == 1 else 2 for part in served}
-        sequences = sum(order.chapter_sequences(part) * count for part, count in pools.items())
-        if sequences * memory.shape.sequence_bytes <= budget:
-            return order
+    while (needed := _pool_bytes(order, memory, served)) > budget:
         half = order.pool_sequences // 2
         if half < order.block * order.parts:
-            least = f"{sequences * memory.shape.sequence_bytes:,} bytes"
             raise TrainError(
-                f"the smallest pools need {least}, pool_bytes (or a quarter of the memory) is {budget:,}: set a"
-                " larger pool_bytes, or smaller block or parts"
+                f"the smallest pools need {needed:,} bytes, pool_bytes (or a quarter of the memory) is {budget:,}: set"
+                " a larger pool_bytes, or smaller block or parts"
             )
         order = replace(order, pool_sequences=half)
+    return order

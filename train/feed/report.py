@@ -44,6 +44,37 @@ class FeedReport:
         return self.waited_seconds / self.seconds if self.seconds else 0.0
 
 
+@dataclass(frozen=True, kw_only=True)
+class PoolReport:
+    """What a feed mixes at a time, and what kept it from mixing more."""
+
+    sequences: int
+    """Sequences that are mixed at a time, over all parts: an epoch is cut into equal chapters of at most `asked`."""
+    asked: int
+    """`FeedConfig.pool_sequences`."""
+    split: int
+    """Sequences of the wanted split."""
+    bytes: int
+    """Memory of the pools of this process; 0 where rows are gathered from the cache's own files, mapped."""
+    budget: int
+    """Bytes that all pools of a process may take, by which their size is chosen, mapped or not."""
+    limited: bool
+    """Whether memory is why fewer sequences are mixed than were asked for."""
+    resumed: bool
+    """Whether the size is that of a run that goes on."""
+
+    def __str__(self) -> str:
+        """One line."""
+        what = "the whole split" if self.sequences >= self.split else f"of {self.split:,}"
+        where = f"in {self.bytes / 1e9:.2g} GB of memory" if self.bytes else "from the cache's files, mapped"
+        line = f"{self.sequences:,} sequences ({what}) are mixed at a time, {where}"
+        if not self.limited:
+            return line
+        if self.resumed:
+            return f"{line}: the size that the run began with"
+        return f"{line}: {self.asked:,} would take more than {self.budget / 1e9:.2g} GB (feed.pool_bytes allows more)"
+
+
 class Meter:
     """Counts what a feed hands out."""
 
