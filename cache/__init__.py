@@ -18,10 +18,23 @@ from cache.jobs import Job, Rows
 from cache.layer_reader import LayerReader
 from cache.reader import CacheReader, Verify
 from cache.remote import folder_at
+from cache.request import Request, look
 from cache.schema import CacheMeta, Source
 from cache.writer import CacheWriter
 
-__all__ = ["CacheError", "CacheMeta", "CacheReader", "CacheWriter", "Job", "LayerReader", "Rows", "Source", "open"]
+__all__ = [
+    "CacheError",
+    "CacheMeta",
+    "CacheReader",
+    "CacheWriter",
+    "Job",
+    "LayerReader",
+    "Request",
+    "Rows",
+    "Source",
+    "look",
+    "open",
+]
 
 bf16.register()
 

@@ -12,9 +12,17 @@ from cache.checksum import hex_digits
 from cache.codecs import CODECS
 from cache.errors import CacheError
 from cache.folder import Folder
-from cache.layout import MANIFEST, all_arrays
+from cache.layout import MANIFEST, ArraySpec, all_arrays, layer_arrays
 from cache.manifest import Manifest
 from cache.schema import CacheMeta, CacheState
+
+
+def committed_arrays(meta: CacheMeta, state: CacheState, known: Manifest) -> dict[str, ArraySpec]:
+    """Every array of the cache, and those of layers that were begun and set aside."""
+    arrays = all_arrays(meta, state)
+    for layer in known.layers - set(state.layers):
+        arrays |= layer_arrays(meta, state.sequences, layer)
+    return arrays
 
 
 def consistent(name: str, meta: CacheMeta, state: CacheState, known: Manifest) -> Manifest:
@@ -23,7 +31,7 @@ def consistent(name: str, meta: CacheMeta, state: CacheState, known: Manifest) -
     Raises:
         CacheError: a line about a shard or array that the cache does not have.
     """
-    arrays, s = all_arrays(meta, state), meta.shard_sequences
+    arrays, s = committed_arrays(meta, state, known), meta.shard_sequences
     good = {}
     for shard, commit in known.commits.items():
         if commit.sequences != min(s, state.sequences - shard * s):

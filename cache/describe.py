@@ -5,14 +5,14 @@ from typing import Any
 
 import numpy as np
 
-from cache.layout import all_arrays
+from cache import commits
 from cache.reader import CacheReader
 from cache.statistics import BINS_AN_OCTAVE, FIRST_OCTAVE, QUANTILES
 
 
 def usage(reader: CacheReader) -> dict[str, int]:
     """Bytes on disk of each array, of all statistics and of the metadata."""
-    arrays = all_arrays(reader.meta, reader.state)
+    arrays = commits.committed_arrays(reader.meta, reader.state, reader.manifest)
     sizes: Counter[str] = Counter()
     for file in reader.folder.walk():
         name = file.split("/c/", 1)[0]
@@ -49,6 +49,7 @@ def summary(reader: CacheReader) -> dict[str, Any]:
         ],
         "packing": meta.packing,
         "layers": list(reader.layers),
+        "set_aside": {str(layer): shards for layer, shards in reader.set_aside.items()},
         "hooks": [f"blocks.{layer}.hook_{meta.hook}" for layer in reader.layers],
         "d_model": meta.d_model,
         "context": meta.context,
@@ -86,6 +87,7 @@ def page(reader: CacheReader) -> str:
         *(["  WARNING      random weights: for speed measurements alone"] if s["random_weights"] else []),
         *[f"  text         {source}" for source in s["sources"]],
         f"  layers       {', '.join(map(str, s['layers']))} ({s['hooks'][0]}{' …' if len(s['hooks']) > 1 else ''})",
+        *[_set_aside(layer, n, reader) for layer, n in reader.set_aside.items()],
         f"  tokens       {s['tokens']:,} = {s['sequences']:,} sequences × {s['context']} ({s['packing']})",
         f"  documents    {s['documents']:,}; {s['held_out_sequences']:,} sequences held out",
         f"  d_model      {s['d_model']}",
@@ -106,6 +108,13 @@ def page(reader: CacheReader) -> str:
         lines.append(f"  layer {layer:<13} {norms['rms']:>9.4g}{quantiles}{norms['largest']:>10.4g}")
         lines.append(f"    largest of all: {norms['top']}")
     return "\n".join(lines)
+
+
+def _set_aside(layer: int, shards: int, reader: CacheReader) -> str:
+    total = reader.state.shards(reader.meta.shard_sequences)
+    return (
+        f"  set aside    layer {layer}, begun and not finished: {shards:,} of {total:,} shards; LAYER={layer} goes on"
+    )
 
 
 def _norms(reader: CacheReader, layer: int) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from cache.errors import CacheError
 from cache.folder import Folder
 from cache.layout import MANIFEST, all_arrays, merged_arrays
 from cache.manifest import Manifest
-from cache.prepare import manifest_limit, write_documents
+from cache.prepare import write_documents
+from cache.root import manifest_limit
 from cache.schema import CacheMeta, CacheState
 from cache.statistics import LayerStatistics, merge
 

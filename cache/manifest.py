@@ -21,6 +21,7 @@ from cache.folder import Folder, parse_json
 from cache.layout import MANIFEST, PARTIAL
 
 MAX_CURSOR_BYTES: Final = 1 << 16
+LAYER: Final = re.compile("layer_(0|[1-9][0-9]{0,3})")
 _MAX_LINE: Final = 1 << 28
 _GENEROUS: Final = 1 << 26
 _END: Final = re.compile(rb',"crc32c":"([0-9a-f]{8})"\}')
@@ -69,6 +70,12 @@ class Manifest:
     def has(self, shard: int, array: str) -> bool:
         """Whether a shard of an array has been committed."""
         return shard in self.commits and array in self.commits[shard].crc32c
+
+    @property
+    def layers(self) -> set[int]:
+        """Layers of which something is committed, also those that were begun and set aside."""
+        names = {name for commit in self.commits.values() for name in commit.crc32c}
+        return {int(found[1]) for name in names if (found := LAYER.fullmatch(name))}
 
     def content(self) -> bytes:
         """The canonical file: shards in order, one line each, then the static arrays by name."""

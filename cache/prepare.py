@@ -1,13 +1,10 @@
-"""What a request for a cache means for the folder that is there: create, resume, extend, add a layer, or nothing.
+"""Bring a folder to the state in which a request can be written: create, reopen, or join what rank 0 has prepared.
 
 Every step leaves a folder that the next writer understands: metadata is replaced atomically, `complete` goes first
 when a cache is opened again and comes last when it is closed, and the manifest never claims what is not there.
 """
 
-import os
 import shutil
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,90 +13,26 @@ from cache import atomic, manifest
 from cache.errors import CacheError
 from cache.folder import Folder
 from cache.jobs import Job, Rows
-from cache.layout import (
-    DOCUMENT,
-    LOCK,
-    MANIFEST,
-    PARTIAL,
-    ArraySpec,
-    all_arrays,
-    documents,
-    layer_arrays,
-    merged_arrays,
-    row_arrays,
-)
-from cache.manifest import Manifest
-from cache.schema import CacheMeta, CacheState, check_shards, from_attributes
-from cache.shards import check_shard
+from cache.layout import MANIFEST, documents, layer_arrays, merged_arrays, row_arrays
+from cache.manifest import LAYER, Manifest
+from cache.request import Request, look
+from cache.root import manifest_limit, read_root
+from cache.schema import CacheMeta, CacheState
 
 
-def read_root(folder: Folder) -> tuple[CacheMeta, CacheState]:
-    """Metadata of an existing cache.
+def prepare(root: Path, meta: CacheMeta, layers: tuple[int, ...], sequences: int, *, sync: bool) -> Request:
+    """Make the folder ready for the missing shards; the caller holds the lock.
 
     Raises:
-        FileNotFoundError: there is no Zarr group.
-        CacheError: it is no cache, or a damaged one.
+        CacheError: as `look`, before anything is written.
     """
-    document = folder.read_json(DOCUMENT)
-    if not isinstance(document, dict) or document.get("zarr_format") != 3 or document.get("node_type") != "group":
-        raise CacheError(f"{folder.name}/{DOCUMENT} describes no Zarr v3 group: this is no Silo cache")
-    try:
-        return from_attributes(document.get("attributes"))
-    except CacheError as error:
-        raise CacheError(f"{folder.name}: {error}") from error
-
-
-def refuse_foreign(root: Path, meta: CacheMeta, layers: tuple[int, ...]) -> None:
-    """Look, before anything is touched, whether a folder is a cache, the beginning of one, or empty.
-
-    Raises:
-        CacheError: it holds something else; or its metadata is damaged.
-    """
-    try:
-        read_root(Folder(root))
-    except FileNotFoundError:
-        own = {*row_arrays(meta, 1), *(f"layer_{layer}" for layer in layers), "statistics", "quantisation"}
-        own |= {LOCK, MANIFEST, DOCUMENT}
-        found = sorted(os.listdir(root))
-        foreign = [name for name in found if (name.rsplit(".", 2)[0] if name.endswith(PARTIAL) else name) not in own]
-        if foreign:
-            why = f"it holds {foreign[0]!r}"
-            raise CacheError(f"{root} is no cache and not empty ({why}): use a new folder for CACHE") from None
-
-
-def prepare(
-    root: Path, meta: CacheMeta, layers: tuple[int, ...], sequences: int, *, sync: bool
-) -> tuple[CacheMeta, CacheState, Manifest]:
-    """Bring the folder to the state in which the missing shards can be written; the caller holds the lock.
-
-    Returns:
-        The metadata that now holds (`created` and provenance are those of the first harvest), the state, and what has
-        been committed so far.
-
-    Raises:
-        CacheError: a folder that holds something else; a cache that contradicts the request, with the fields named.
-    """
-    if sequences < 1:
-        raise CacheError(f"wanted a cache of at least 1 sequence of {meta.context} tokens, got {sequences}")
-    check_shards(meta, sequences)
-    folder = Folder(root)
-    try:
-        old_meta, old = read_root(folder)
-    except FileNotFoundError:
-        return _create(root, meta, CacheState(layers=tuple(sorted(set(layers))), sequences=sequences), sync=sync)
-    if found := old_meta.differences(meta):
-        what = "; ".join(found)
-        raise CacheError(f"{root} holds another cache than asked for ({what}): use another CACHE, or the same settings")
+    request = look(root, meta, layers, sequences)
     manifest.drop_partials(root)
-    known = manifest.load(folder, manifest_limit(old_meta, old))[0]
-    all_layers = tuple(sorted({*old.layers, *layers}))
-    state = replace(old, layers=all_layers, sequences=_length(old_meta, old, known, sequences))
-    if old.complete and state == old:
-        return old_meta, old, known
-    state = replace(state, complete=False, manifest_crc32c="")
-    kept = manifest.without(known, whole_units(known, set(_stale(folder, old_meta, state, known))))
-    reopen(root, old_meta, state, kept, sync=sync)
-    return old_meta, state, kept
+    if not request.there:
+        _create(root, request, sync=sync)
+    elif not request.state.complete:
+        reopen(root, request.meta, request.state, request.known, sync=sync)
+    return request
 
 
 def reopen(root: Path, meta: CacheMeta, state: CacheState, kept: Manifest, *, sync: bool = True) -> None:
@@ -114,30 +47,7 @@ def reopen(root: Path, meta: CacheMeta, state: CacheState, kept: Manifest, *, sy
     for layer in state.layers:
         for name in merged_arrays(meta, layer):
             shutil.rmtree(root / name, ignore_errors=True)
-
-
-def whole_units(known: Manifest, lost: set[tuple[int, str]]) -> set[tuple[int, str]]:
-    """Everything that must be written again with these: a layer with its statistics; rows with all layers."""
-    units = {(shard, _unit(array)) for shard, array in lost}
-    return {
-        (shard, array)
-        for shard, commit in known.commits.items()
-        for array in commit.crc32c
-        if (shard, "rows") in units or (shard, _unit(array)) in units
-    }
-
-
-def jobs(meta: CacheMeta, state: CacheState, known: Manifest) -> Iterator[Job]:
-    """Shards that are still owed, in order."""
-    s, arrays = meta.shard_sequences, {layer: _shard_arrays(meta, layer) for layer in state.layers}
-    for shard in range(state.shards(s)):
-        missing = tuple(x for x in state.layers if not all(known.has(shard, a) for a in arrays[x]))
-        rows = not known.has(shard, "tokens")
-        if missing or rows:
-            layers = state.layers if rows else missing
-            yield Job(
-                shard=shard, start=shard * s, stop=min((shard + 1) * s, state.sequences), layers=layers, rows=rows
-            )
+    _clear(root, meta, state, kept)
 
 
 def write_documents(root: Path, meta: CacheMeta, state: CacheState, *, root_first: bool, sync: bool) -> None:
@@ -152,78 +62,39 @@ def write_documents(root: Path, meta: CacheMeta, state: CacheState, *, root_firs
             atomic.write_file(root, file, content, sync=sync)
 
 
-def manifest_limit(meta: CacheMeta, state: CacheState) -> int:
-    """Bytes that the manifest of such a cache can have at most: digits and lengths of each sequence, and the names."""
-    per_shard = len(state.layers) * (meta.shard_sequences * 40 + 1024) + manifest.MAX_CURSOR_BYTES + 4096
-    return (state.shards(meta.shard_sequences) + 64) * per_shard * 2
-
-
-def _create(root: Path, meta: CacheMeta, state: CacheState, *, sync: bool) -> tuple[CacheMeta, CacheState, Manifest]:
-    refuse_foreign(root, meta, state.layers)
-    manifest.drop_partials(root)
-    if Folder(root).size(MANIFEST):
-        raise CacheError(f"{root} has a manifest and no {DOCUMENT}: restore {DOCUMENT}, or remove the folder")
+def _create(root: Path, request: Request, *, sync: bool) -> None:
     if sync:
         atomic.sync_folders(root.parent, [root])  # the new folder's own name
-    empty = Manifest(commits={}, static={})
-    atomic.write_file(root, MANIFEST, empty.content(), sync=sync)
-    write_documents(root, meta, state, root_first=False, sync=sync)
-    return meta, state, empty
+    atomic.write_file(root, MANIFEST, request.known.content(), sync=sync)
+    write_documents(root, request.meta, request.state, root_first=False, sync=sync)
 
 
-def _length(meta: CacheMeta, old: CacheState, known: Manifest, asked: int) -> int:
-    """Planned sequences: a complete cache only grows; an unfinished plan may shrink down to what is committed."""
-    if old.exhausted:
-        return old.sequences
-    if old.complete:
-        return max(old.sequences, asked)
-    ends = [commit.shard * meta.shard_sequences + commit.sequences for commit in known.commits.values()]
-    return max(
-        [asked, *(end for end in ends if end <= old.sequences)]
-    )  # what lies beyond the plan is no commit of ours
+def _clear(root: Path, meta: CacheMeta, state: CacheState, kept: Manifest) -> None:
+    """Leave of layers that are not in the root only the files that the manifest names, and no metadata.
+
+    So no reader takes them for arrays of the cache.
+    """
+    named = {
+        spec.file(shard)
+        for layer in kept.layers
+        for name, spec in layer_arrays(meta, state.sequences, layer).items()
+        for shard in kept.commits
+        if spec.kind == "static" or kept.has(shard, name)
+    }
+    own = {f"layer_{layer}" for layer in state.layers}
+    for parent in (root, root / "statistics", root / "quantisation"):
+        for folder in parent.glob("layer_*"):
+            if folder.name in own or folder.is_symlink() or not LAYER.fullmatch(folder.name):
+                continue
+            for path in [*sorted(folder.rglob("*"), reverse=True), folder]:  # what a folder holds comes before it
+                if path.is_dir() and not path.is_symlink():
+                    if not any(path.iterdir()):
+                        path.rmdir()
+                elif path.relative_to(root).as_posix() not in named:
+                    path.unlink()
 
 
-def _stale(folder: Folder, meta: CacheMeta, state: CacheState, known: Manifest) -> Iterator[tuple[int, str]]:
-    """Committed pairs that must be written again: last shards that are to grow, and files that are gone or torn."""
-    s, shards = meta.shard_sequences, state.shards(meta.shard_sequences)
-    specs = all_arrays(meta, replace(state, complete=False))
-    for shard, commit in known.commits.items():
-        grows = shard >= shards or commit.sequences != min(s, state.sequences - shard * s)
-        for name in commit.crc32c:
-            if grows or name not in specs or not _intact(folder, meta, commit, specs[name]):
-                yield shard, name
-
-
-def _unit(array: str) -> str:
-    """The layer that an array belongs to, or `rows`."""
-    layers = [part for part in array.split("/") if part.startswith("layer_")]
-    return layers[0] if layers else "rows"
-
-
-def _intact(folder: Folder, meta: CacheMeta, commit: manifest.Commit, spec: ArraySpec) -> bool:
-    file = spec.file(commit.shard)
-    if spec.kind != "residuals":
-        return folder.size(file) == spec.chunk_bytes
-    try:
-        descriptor = folder.open(file)
-    except FileNotFoundError:
-        return False
-    try:
-        check_shard(descriptor, commit.lengths(spec.name, spec.item_bytes), meta.shard_sequences, file)
-    except CacheError:
-        return False
-    finally:
-        os.close(descriptor)
-    return True
-
-
-def _shard_arrays(meta: CacheMeta, layer: int) -> list[str]:
-    return [name for name, spec in layer_arrays(meta, 1, layer).items() if spec.kind != "static"]
-
-
-def join(
-    root: Path, meta: CacheMeta, layers: tuple[int, ...], sequences: int
-) -> tuple[CacheMeta, CacheState, Manifest]:
+def join(root: Path, meta: CacheMeta, layers: tuple[int, ...], sequences: int) -> Request:
     """What rank 0 has prepared, for the other ranks of its session.
 
     Raises:
@@ -240,7 +111,7 @@ def join(
         raise CacheError(
             f"{root}: rank 0 prepared layers {state.layers} of {state.sequences} sequences, not this request"
         )
-    return found, state, manifest.load(folder, manifest_limit(found, state))[0]
+    return Request(found, state, manifest.load(folder, manifest_limit(found, state))[0], there=True)
 
 
 def check_rows(root: Path, meta: CacheMeta, job: Job, offset: int, rows: Rows) -> None:

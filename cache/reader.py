@@ -15,13 +15,14 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Int32, UInt8
 
-from cache import commits, manifest, prepare
+from cache import commits, manifest
 from cache.checksum import hex_digits
 from cache.errors import CacheError
 from cache.folder import Folder
 from cache.layer_reader import LayerReader
 from cache.layout import MANIFEST, all_arrays, merged_arrays, row_arrays
 from cache.manifest import Commit, Manifest
+from cache.root import manifest_limit, read_root
 from cache.schema import CacheMeta, CacheState
 from cache.statistics import MERGED_FIELDS, LayerStatistics, merge
 
@@ -58,7 +59,7 @@ class CacheReader:
 
     def _root(self) -> tuple[CacheMeta, CacheState]:
         try:
-            return prepare.read_root(self.folder)
+            return read_root(self.folder)
         except (FileNotFoundError, NotADirectoryError):
             raise CacheError(
                 f"{self.folder.name} is no cache (it has no zarr.json): check the path, or make one with"
@@ -66,7 +67,7 @@ class CacheReader:
             ) from None
 
     def _load(self) -> Manifest:
-        known, _, content = manifest.load(self.folder, prepare.manifest_limit(self.meta, self.state))
+        known, _, content = manifest.load(self.folder, manifest_limit(self.meta, self.state))
         if self.state.complete:
             if hex_digits(content) != self.state.manifest_crc32c:
                 raise CacheError(
@@ -82,6 +83,13 @@ class CacheReader:
     def layers(self) -> tuple[int, ...]:
         """Layers in the cache."""
         return self.state.layers
+
+    @property
+    def set_aside(self) -> dict[int, int]:
+        """Layers that were begun and are no part of the cache: how many shards of each are kept for whoever goes on."""
+        committed = self.manifest.commits.values()
+        aside = sorted(self.manifest.layers - set(self.layers))
+        return {layer: sum(f"layer_{layer}" in commit.crc32c for commit in committed) for layer in aside}
 
     @property
     def n_sequences(self) -> int:

@@ -19,12 +19,13 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from cache import atomic, manifest, prepare
+from cache import atomic, manifest
 from cache.checksum import crc32c
 from cache.errors import CacheError
 from cache.folder import MAX_JSON_BYTES, Folder, parse_json
 from cache.layout import DOCUMENT, MANIFEST, all_arrays
 from cache.manifest import Commit, Manifest, from_hex
+from cache.root import manifest_limit
 from cache.schema import CacheMeta, CacheState, from_attributes
 from cache.shards import check_shard
 from cache.staging import Staging
@@ -156,7 +157,7 @@ class RemoteFolder(Folder):
     def _expectations(self) -> "_Expected":
         if self._expected is None:
             with suppress(FileNotFoundError):
-                self.read(MANIFEST, prepare.manifest_limit(*self._described()))
+                self.read(MANIFEST, manifest_limit(*self._described()))
         assert self._expected is not None
         return self._expected
 

@@ -14,7 +14,7 @@ from typing import Final
 
 import numpy as np
 
-from cache import bf16, commits, finish, manifest, prepare
+from cache import bf16, commits, finish, manifest
 from cache.checksum import crc32c, hex_digits
 from cache.errors import CacheError
 from cache.folder import MAX_JSON_BYTES, Folder
@@ -22,6 +22,9 @@ from cache.layer_files import LayerFiles
 from cache.layout import LOCK, MANIFEST, ArraySpec, all_arrays, documents
 from cache.lock import WriterLock
 from cache.manifest import Commit, Manifest
+from cache.prepare import reopen
+from cache.request import whole_units
+from cache.root import manifest_limit, read_root
 from cache.schema import CacheMeta, CacheState
 from cache.statistics import merge
 
@@ -63,8 +66,8 @@ class Verification:
             begin: told the total before the first.
         """
         try:
-            meta, state = prepare.read_root(self.folder)
-            known, whole, content = manifest.load(self.folder, prepare.manifest_limit(meta, state))
+            meta, state = read_root(self.folder)
+            known, whole, content = manifest.load(self.folder, manifest_limit(meta, state))
         except FileNotFoundError:
             return self._found("zarr.json", "is missing: this is no cache, or it has lost its root; restore the file")
         except CacheError as error:
@@ -75,7 +78,7 @@ class Verification:
         except CacheError as error:
             return self._found(MANIFEST, str(error))
         if begin:
-            begin(sum(c.sequences for c in known.commits.values()) * meta.sequence_bytes * len(state.layers))
+            begin(sum(_payload_bytes(meta, commit) for commit in known.commits.values()))
         self._small_chunks(meta, state, known)
         self._payload(meta, state, known, progress)
         self._statistics(meta, state, known)
@@ -108,9 +111,10 @@ class Verification:
 
     def _small_chunks(self, meta: CacheMeta, state: CacheState, known: Manifest) -> None:
         splits: dict[int, int] = {}
+        arrays = commits.committed_arrays(meta, state, known)
         for shard, commit in known.commits.items():
             chunks: dict[str, np.ndarray] = {}
-            for name, spec in all_arrays(meta, state).items():
+            for name, spec in arrays.items():
                 if spec.kind in ("rows", "partial") and name in commit.crc32c:
                     content = self._chunk(spec, shard, commit.crc32c[name])
                     if content is not None:
@@ -133,11 +137,13 @@ class Verification:
         step = max(1, _BLOCK_BYTES // meta.sequence_bytes)
         with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
             waiting: list[tuple[int, Future[list[Finding]]]] = []
-            for layer in state.layers:
+            for layer in sorted({*state.layers, *known.layers}):
                 files = LayerFiles(self.folder, meta, state, layer, verify=False)
                 for shard in sorted(known.commits):
                     commit = known.commits[shard]
-                    if files.spec.name not in commit.crc32c or not self._opens(files, commit):
+                    if files.spec.name not in commit.crc32c:
+                        continue
+                    if not self._opens(files, commit):
                         progress(commit.sequences * meta.sequence_bytes)
                         continue
                     for a in range(0, commit.sequences, step):
@@ -174,7 +180,7 @@ class Verification:
 
     def _extra_files(self, meta: CacheMeta, state: CacheState, known: Manifest) -> None:
         wanted = {file for file, _ in documents(meta, state)} | {MANIFEST, LOCK}
-        for name, spec in all_arrays(meta, state).items():
+        for name, spec in commits.committed_arrays(meta, state, known).items():
             if spec.kind == "static":
                 wanted.add(spec.file())
             else:
@@ -200,15 +206,17 @@ def drop_damaged(path: Path, findings: list[Finding]) -> list[int]:
         return []
     lock = WriterLock(path)
     try:
-        meta, state = prepare.read_root(Folder(path))
-        known = manifest.load(Folder(path), prepare.manifest_limit(meta, state))[0]
-        pairs_of_units = prepare.whole_units(known, {(shard, array) for shard, array in pairs if shard is not None})
-        prepare.reopen(
-            path, meta, replace(state, complete=False, manifest_crc32c=""), manifest.without(known, pairs_of_units)
-        )
+        meta, state = read_root(Folder(path))
+        known = manifest.load(Folder(path), manifest_limit(meta, state))[0]
+        pairs_of_units = whole_units(known, {(shard, array) for shard, array in pairs if shard is not None})
+        reopen(path, meta, replace(state, complete=False, manifest_crc32c=""), manifest.without(known, pairs_of_units))
     finally:
         lock.close()
     return sorted({shard for shard, _ in pairs_of_units})
+
+
+def _payload_bytes(meta: CacheMeta, commit: Commit) -> int:
+    return commit.sequences * meta.sequence_bytes * sum(name.startswith("layer_") for name in commit.crc32c)
 
 
 def _block(files: LayerFiles, commit: Commit, a: int, b: int) -> list[Finding]:

@@ -27,6 +27,7 @@ from cache.jobs import Job, Rows
 from cache.layout import all_arrays
 from cache.lock import WriterLock
 from cache.quantise import Quantiser
+from cache.root import refuse_foreign
 from cache.schema import CacheMeta
 from cache.shard_writer import ShardWriter
 from cache.statistics import Moments
@@ -83,7 +84,7 @@ class CacheWriter:
         except OSError as error:
             raise CacheError(f"{path} cannot be made ({error.strerror}): choose another CACHE") from error
         with atomic.explaining(self.path):
-            prepare.refuse_foreign(self.path, meta, tuple(layers))
+            refuse_foreign(self.path, meta, tuple(layers))
             self._lock = WriterLock(self.path, session=session, rank=rank)
             try:
                 self._open(meta, tuple(layers), sequences, rank, world_size, sync, dict(quantisers or {}))
@@ -115,15 +116,16 @@ class CacheWriter:
         quantisers: dict[int, Quantiser],
     ) -> None:
         if rank == 0:
-            self.meta, self.state, known = prepare.prepare(self.path, meta, layers, sequences, sync=sync)
+            request = prepare.prepare(self.path, meta, layers, sequences, sync=sync)
         else:
-            self.meta, self.state, known = prepare.join(self.path, meta, layers, sequences)
+            request = prepare.join(self.path, meta, layers, sequences)
+        self.meta, self.state = request.meta, request.state
         self.rank, self._sync, self._quantisers = rank, sync, quantisers
-        self.owed = () if self.state.complete else tuple(prepare.jobs(self.meta, self.state, known))
+        self.owed = request.owed
         """Every job that was owed when the cache was opened, of all processes."""
         self._planned = [job for job in self.owed if job.shard % world_size == rank]
         self._jobs = deque(self._planned)
-        self._commits = known.commits
+        self._commits = request.known.commits
         self._expected = self._jobs[0].start if self._jobs else None
         self._current: ShardWriter | None = None
         if rank == 0:

@@ -1,12 +1,14 @@
 """What a harvest is asked for: one frozen description, checked once."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from harvest.errors import HarvestError
 from harvest.hub import MINIATURE
-from harvest.text import TextSource, parse_sources
+from harvest.sources import parse_sources
+from harvest.text import TextSource
 
 DEFAULT_MODEL: Final = "google/gemma-2-2b"
 DEFAULT_DATASET: Final = "monology/pile-uncopyrighted"
@@ -59,13 +61,15 @@ class HarvestConfig:
         return -(-self.tokens // self.context)
 
 
-def default_sources(model: str, dataset: str | None) -> tuple[TextSource, ...]:
+def default_sources(
+    model: str, dataset: str | None, options: Mapping[str, str] | None = None
+) -> tuple[TextSource, ...]:
     """The text that is meant when none is named: the miniature's own for the miniature, else the Pile.
 
     Raises:
-        HarvestError: a text that has not the form NAME[=DOMAIN][*WEIGHT],….
+        HarvestError: as `parse_sources`.
     """
-    return parse_sources(dataset or (MINIATURE if model == MINIATURE else DEFAULT_DATASET))
+    return parse_sources(dataset or (MINIATURE if model == MINIATURE else DEFAULT_DATASET), options)
 
 
 def default_tokens(model: str) -> int:
@@ -75,7 +79,8 @@ def default_tokens(model: str) -> int:
 
 def default_cache(model: str, sources: tuple[TextSource, ...], context: int) -> Path:
     """One folder for one model, text and context, so that another LAYER= or more TOKENS= find it again."""
-    names = [model, *(source.name for source in sources)]
+    texts = [(source.name, source.config, source.split if source.split != "train" else None) for source in sources]
+    names = [model, *(part for text in texts for part in text if part)]
     parts = [
         "".join(c if c.isalnum() or c in "-." else "-" for c in name.rstrip("/").rsplit("/", 1)[-1]) for name in names
     ]

@@ -5,6 +5,10 @@ class HarvestError(ValueError):
     """One line: what was wanted, what came, what to do. The command line prints it and exits with code 2."""
 
 
+class PeerStopped(HarvestError):
+    """Another process of this harvest stopped, and says why."""
+
+
 def first_line(error: BaseException) -> str:
     """The first line of a foreign error, so that our one line stays one line."""
     lines = str(error).strip().splitlines()

@@ -14,9 +14,21 @@ from harvest.tokenizer import TextTokenizer
 
 
 def cache_meta(
-    config: HarvestConfig, model: ResidualModel, tokenizer: TextTokenizer | None, documents: Documents | None
+    config: HarvestConfig,
+    model: ResidualModel,
+    device: torch.device,
+    tokenizer: TextTokenizer | None,
+    documents: Documents | None,
 ) -> cache.CacheMeta:
-    """What the cache is to hold and where it comes from; without tokenizer and documents, random token ids."""
+    """What the cache is to hold and where it comes from; without tokenizer and documents, random token ids.
+
+    Args:
+        config: what is asked for.
+        model: the model, or its outline on the meta device.
+        device: where the model is to run.
+        tokenizer: of the text.
+        documents: of the text.
+    """
     identity = model.identity
     if documents is None or tokenizer is None:
         digest = RandomSequences.hash(model.vocab_size)
@@ -42,7 +54,7 @@ def cache_meta(
         held_out_fraction=config.held_out_fraction,
         shard_sequences=config.shard_sequences,
         created=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
-        provenance={**provenance(), "device": _device_name(model.device), "batch": str(config.batch)},
+        provenance={**provenance(), "device": _device_name(device), "batch": str(config.batch)},
     )
 
 

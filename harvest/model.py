@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from harvest.blocks import collect_outputs, find_blocks, text_config
+from harvest.blocks import BlockOutputs, find_blocks, learned_positions, text_config
 from harvest.errors import HarvestError
 from harvest.hub import Origin, content_revision, resolve_model, unavailable
 
@@ -42,7 +42,7 @@ class ModelIdentity:
 class ResidualModel:
     """A causal language model as a source of residual vectors.
 
-    One forward pass at a time: the hooks belong to the call, and nothing of them stays on the model.
+    Threads may call it at once; hooks are on the model during calls alone.
     """
 
     def __init__(self, model: PreTrainedModel, identity: ModelIdentity, n_layers: int) -> None:
@@ -54,6 +54,7 @@ class ResidualModel:
         self.model = model.train(False).requires_grad_(False)
         self.identity = identity
         self.blocks = find_blocks(model)
+        self._outputs = BlockOutputs(self.blocks)
         self.n_layers = n_layers
         self.d_model = identity.d_model
 
@@ -96,6 +97,19 @@ class ResidualModel:
             )
         return wanted
 
+    def check_context(self, context: int) -> None:
+        """Refuse more positions than a model has learned vectors for; rotary ones have no such end.
+
+        Raises:
+            HarvestError: with both numbers.
+        """
+        limit = self.max_positions
+        if limit is not None and context > limit and learned_positions(self.model, limit):
+            name = self.identity.model
+            raise HarvestError(
+                f"context {context} is longer than the {limit} positions that {name} has: use CONTEXT={limit}"
+            )
+
     def drop_above(self, layer: int) -> None:
         """Free the memory of the blocks above `layer`; they cannot be asked for again.
 
@@ -121,7 +135,7 @@ class ResidualModel:
         """
         wanted = self.check_layers(layers)
         tokens_BT = tokens_BT.to(self.device, torch.long, non_blocking=True)
-        with collect_outputs(self.blocks, wanted) as residuals:
+        with self._outputs.collect(wanted) as residuals:
             self.model(input_ids=tokens_BT, use_cache=False)
         shape = (*tokens_BT.shape, self.d_model)
         for layer in wanted:
@@ -134,7 +148,7 @@ class ResidualModel:
 
 
 def load_model(
-    name: str,
+    name: str | Origin,
     *,
     revision: str | None = None,
     dtype: str = "bfloat16",
@@ -147,38 +161,40 @@ def load_model(
     Only safetensors are read and no code of the repository is run.
 
     Args:
-        name: Hub id, folder or `miniature`.
+        name: Hub id, folder or `miniature`; or what `resolve_model` made of it.
         revision: Branch, tag or commit; resolved to the commit.
         dtype: What the forward pass computes in.
         attention: `eager` or `sdpa`; by default eager where the attention logits are soft-capped, else transformers'
             own choice.
-        device: Where to put the model.
+        device: Where to put the model. On `meta` it is an outline: identity, blocks and shapes, no weights are read.
         last_layer: The blocks above it are dropped before the model goes to its device.
 
     Raises:
         HarvestError: the model cannot be had (with the remedies), or an argument is out of range.
     """
-    origin = resolve_model(name, revision)
+    origin = name if isinstance(name, Origin) else resolve_model(name, revision)
     options = _source_options(origin)
     try:
         config = AutoConfig.from_pretrained(origin.location, **options)
-        model = AutoModelForCausalLM.from_pretrained(
-            origin.location,
-            config=config,
-            dtype=_dtype(dtype),
-            attn_implementation=choose_attention(config, attention),
-            use_safetensors=True,
-            **options,
-        )
+        how = {"dtype": _dtype(dtype), "attn_implementation": choose_attention(config, attention)}
+        if torch.device(device).type == "meta":
+            with torch.device(device):
+                model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+                    config, trust_remote_code=False, **how
+                )
+        else:
+            model = AutoModelForCausalLM.from_pretrained(
+                origin.location, config=config, use_safetensors=True, **how, **options
+            )
     except HarvestError:
         raise
     except (OSError, ValueError, RuntimeError) as error:
-        raise unavailable(name, error) from error
-    identity = _identity(model, name, origin.revision, dtype)
+        raise unavailable(origin.name, error) from error
+    identity = _identity(model, origin.name, origin.revision, dtype)
     loaded = ResidualModel(model, identity, text_config(config).num_hidden_layers)
     if last_layer is not None:
         loaded.drop_above(last_layer)
-    model.to(device)  # type: ignore[arg-type]  # transformers' wrapper hides self
+    model.to(device)
     return loaded
 
 

@@ -1,27 +1,38 @@
 """What a harvest will cost, said before it begins; what cannot fit is refused."""
 
 import shutil
-from collections.abc import Sequence
+import time
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
+
+import torch
 
 import cache
 from cache.layout import layer_arrays, row_arrays
 from harvest.errors import HarvestError
+from harvest.lanes import Lanes
+from harvest.model import ResidualModel
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """Work that is still to be done by all processes."""
 
-    meta: cache.CacheMeta
-    layers: tuple[int, ...]
-    jobs: Sequence[cache.Job]
-    total_shards: int
-    seconds_per_sequence: float
-    """Of one process, measured."""
+    request: cache.Request
+    """What is asked for, held against what is there."""
     world_size: int
     path: Path
+
+    @cached_property
+    def jobs(self) -> tuple[cache.Job, ...]:
+        """Shards that are to be written."""
+        return self.request.owed
+
+    @property
+    def meta(self) -> cache.CacheMeta:
+        """Of the cache."""
+        return self.request.meta
 
     @property
     def sequences(self) -> int:
@@ -55,6 +66,8 @@ class Plan:
         Raises:
             HarvestError: with what is needed, what is free, and how many tokens would fit.
         """
+        if not self.jobs:
+            return
         needed, free = self.nbytes, self.free
         if needed > free:
             fit = int(self.sequences * self.meta.context * free / needed * 0.95)
@@ -63,12 +76,17 @@ class Plan:
                 f" use another CACHE, or ask for at most {fit:,} TOKENS more"
             )
 
-    def __str__(self) -> str:
-        """The plan, for people."""
-        meta, done = self.meta, self.total_shards - len(self.jobs)
-        there = f" ({done:,} of {self.total_shards:,} are there already)" if done else ""
-        seconds = self.seconds_per_sequence / self.world_size
-        layers = ", ".join(map(str, self.layers))
+    def describe(self, seconds_per_sequence: float) -> str:
+        """The plan, for people.
+
+        Args:
+            seconds_per_sequence: of one process, measured.
+        """
+        meta, total = self.meta, self.request.state.shards(self.meta.shard_sequences)
+        done = total - len(self.jobs)
+        there = f" ({done:,} of {total:,} are there already)" if done else ""
+        seconds = seconds_per_sequence / self.world_size
+        layers = ", ".join(map(str, self.request.state.layers))
         text = ", ".join(source.dataset for source in meta.sources)
         sequences = f"{self.sequences:,} sequences in {len(self.jobs):,} shards{there}"
         lines = [
@@ -83,6 +101,26 @@ class Plan:
         if self.meta.random_weights:
             lines.insert(1, "  WARNING  random weights and random tokens: for speed measurements alone")
         return "\n".join(lines)
+
+    def nothing(self) -> str:
+        """What to say instead where no shard is to be written."""
+        layers, held = ", ".join(map(str, self.request.state.layers)), self.request.state.sequences * self.meta.context
+        what = f"{self.path} holds layers {layers} of {held:,} tokens already"
+        return f"{what}: nothing to do" if self.request.state.complete else f"{what}: only to be completed"
+
+
+def seconds_per_sequence(model: ResidualModel, batch: int, context: int, layers: tuple[int, ...]) -> float:
+    """Time of forward passes in all lanes, over their sequences: the second of two rounds (the first one warms up)."""
+    tokens_BT = torch.zeros(batch, context, dtype=torch.long)
+    with Lanes(model.device) as lanes:
+        for _ in range(2):
+            begin = time.perf_counter()
+            under_way = [lanes.start(partial(model.residuals, tokens_BT, layers=layers)) for _ in range(lanes.n)]
+            for one in under_way:
+                one.result()
+            if model.device.type == "cuda":
+                torch.cuda.synchronize()
+    return (time.perf_counter() - begin) / (batch * lanes.n)
 
 
 def _duration(seconds: float) -> str:

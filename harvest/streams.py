@@ -16,6 +16,13 @@ from harvest.tokens import TokenBlock, TokenStream
 class Sequences(ABC):
     """Sequences in order, from wherever the stream stands."""
 
+    at: int
+    """Number of the sequence that comes next."""
+
+    def move(self, to: int) -> None:
+        """Go on to a later sequence."""
+        self.at = to
+
     @abstractmethod
     def take(self, n: int) -> TokenBlock:
         """The next n sequences; fewer only at the end of the source."""
@@ -34,18 +41,22 @@ class Sequences(ABC):
 
 
 class TextSequences(Sequences):
-    """Packed sequences of a text stream, positioned at one sequence."""
+    """Packed sequences of a text stream."""
 
-    def __init__(self, stream: TokenStream, at: int, start: int) -> None:
-        """Move a stream that stands at sequence `at` to `start`, tokenising what lies between."""
-        self.stream = stream
-        while at < start and (skipped := len(self.stream.take(min(start - at, 1024)).tokens)):
-            at += skipped
-        self.start = start
+    def __init__(self, stream: TokenStream, at: int) -> None:
+        """Wrap a stream that stands at sequence `at`."""
+        self.stream, self.at = stream, at
+
+    def move(self, to: int) -> None:
+        """Go on to a later sequence, tokenising what lies between; where the text ends before, it stays there."""
+        while self.at < to and len(self.take(min(to - self.at, 1024)).tokens):
+            pass
 
     def take(self, n: int) -> TokenBlock:
         """The next n sequences; fewer only where the text ends."""
-        return self.stream.take(n)
+        block = self.stream.take(n)
+        self.at += len(block.tokens)
+        return block
 
     def cursor(self) -> dict[str, Any]:
         """State of the text stream."""

@@ -4,7 +4,6 @@ Whether a document is held out depends on its content alone, so two copies of it
 """
 
 import hashlib
-import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -95,21 +94,6 @@ def is_held_out(text: str, seed: int, fraction: float) -> bool:
     """Whether a document is kept for evaluation: blake2b of seed and exact content, as a fraction of 2^64."""
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8, salt=seed.to_bytes(16, "little"))
     return int.from_bytes(digest.digest(), "little") < fraction * 2**64
-
-
-def parse_sources(text: str) -> tuple[TextSource, ...]:
-    """Read `NAME[=DOMAIN][*WEIGHT]`, several divided by commas: `forget.jsonl=forget*1,retain.jsonl=retain*3`.
-
-    Raises:
-        HarvestError: a part that has not this form.
-    """
-    sources = []
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*([^=*]+?)(?:=([^=*]+?))?(?:\*(\d+(?:\.\d+)?))?\s*", part)
-        if match is None or not match[1].strip():
-            raise HarvestError(f"text source {part!r} has not the form NAME[=DOMAIN][*WEIGHT]")
-        sources.append(TextSource(text=match[1], domain=match[2] or "", weight=float(match[3] or 1)))
-    return tuple(sources)
 
 
 def open_corpus(source: TextSource, seed: int) -> Corpus:

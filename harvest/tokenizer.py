@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from harvest.errors import HarvestError
-from harvest.hub import resolve_model, unavailable
+from harvest.hub import Origin, resolve_model, unavailable
 
 CUT_WINDOW: Final = 2**12
 
@@ -53,8 +53,8 @@ class TextTokenizer:
         return int(self._backend.get_vocab_size(with_added_tokens=True))
 
 
-def load_tokenizer(name: str, revision: str | None = None) -> TextTokenizer:
-    """Load the tokenizer of a hub id, a local folder or `miniature`.
+def load_tokenizer(name: str | Origin, revision: str | None = None) -> TextTokenizer:
+    """Load the tokenizer of a hub id, a local folder, `miniature`, or a model that has been resolved already.
 
     A tokenizer without BOS (Qwen) gets its EOS in that place, as in TransformerLens; GPT-2's and Pythia's BOS is their
     `<|endoftext|>`. Padding is the tokenizer's own, else the same id as BOS.
@@ -62,18 +62,18 @@ def load_tokenizer(name: str, revision: str | None = None) -> TextTokenizer:
     Raises:
         HarvestError: it cannot be had, has no fast version, or has neither BOS nor EOS.
     """
-    origin = resolve_model(name, revision)
+    origin = name if isinstance(name, Origin) else resolve_model(name, revision)
     options: dict[str, Any] = {"local_files_only": True} if origin.local else {"revision": origin.revision}
     try:
         tokenizer = AutoTokenizer.from_pretrained(origin.location, trust_remote_code=False, **options)
     except (OSError, ValueError, RuntimeError) as error:
-        raise unavailable(name, error) from error
+        raise unavailable(origin.name, error) from error
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if not isinstance(backend, Tokenizer):
-        raise HarvestError(f"the tokenizer of {name} has no fast version (tokenizer.json): convert it first")
+        raise HarvestError(f"the tokenizer of {origin.name} has no fast version (tokenizer.json): convert it first")
     bos = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     if not isinstance(bos, int):
-        raise HarvestError(f"the tokenizer of {name} has neither a BOS nor an EOS token to begin a row with")
+        raise HarvestError(f"the tokenizer of {origin.name} has neither a BOS nor an EOS token to begin a row with")
     pad = tokenizer.pad_token_id
     return TextTokenizer(
         backend,

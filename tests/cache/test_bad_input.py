@@ -20,7 +20,7 @@ import pytest
 import cache
 from cache import atomic
 from cache.folder import Folder
-from cache.prepare import read_root
+from cache.root import read_root
 from cache.schema import IDENTITY
 from tests.cache.planted import D, N, S, T, make_bits, make_meta, make_rows, tree, write
 

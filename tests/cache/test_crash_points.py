@@ -17,6 +17,7 @@ from tests.cache.planted import make_bits, make_meta, make_rows, tree, write
 
 ROOT = Path(__file__).parents[2]
 SCENARIOS = ("create", "extend", "layer", "exhausted")
+GIVEN_UP = "given up"
 
 
 def start(*arguments: str) -> "subprocess.Popen[str]":
@@ -43,7 +44,7 @@ def folder() -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def running(folder: Path) -> Iterator[dict[str, "subprocess.Popen[str]"]]:
     """One process a scenario, all at once; `both` only in the slow suite."""
-    processes = {name: start("crash", str(folder / name), name) for name in SCENARIOS}
+    processes = {name: start("crash", str(folder / name), name) for name in (*SCENARIOS, GIVEN_UP)}
     yield processes
     for process in processes.values():
         process.kill()
@@ -63,6 +64,16 @@ def test_a_writer_that_dies_at_any_call_is_continued_to_the_same_bytes(
 ) -> None:
     """Before the first and after each mutating system call, and halfway through each write (checked by the helper)."""
     check(result(running[scenario]))
+
+
+def test_a_writer_that_dies_while_it_sets_a_layer_aside_loses_nothing_of_either(
+    running: dict[str, "subprocess.Popen[str]"],
+) -> None:
+    """Layer 5 was begun; layer 3 is asked for again. At every point both can still be had."""
+    found = result(running[GIVEN_UP])
+    assert found["points"] >= 30, found
+    assert found["kinds"]["half"] >= 5, found
+    assert found["states"]["incomplete"] >= 10, found
 
 
 @pytest.mark.slow

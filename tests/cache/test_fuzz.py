@@ -29,11 +29,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import cache
-from cache import bf16, manifest, prepare
+from cache import bf16, manifest
 from cache.codecs import CODECS
 from cache.folder import Folder
 from cache.manifest import Commit, Manifest, Stored
 from cache.reader import CacheReader
+from cache.root import read_root
 from cache.schema import IDENTITY, CacheState, from_attributes, to_attributes
 from cache.statistics import ROW_SETS, ShardStatistics, merge, moments, quantiles, row_masks
 from tests.cache.planted import BOS, D, N, S, T, make_bits, make_meta, make_rows, write
@@ -313,7 +314,7 @@ class Fuzz:
 
     def parsers(self, path: Path, files: dict[str, bytes]) -> None:
         folder = InMemory(path, files)
-        self.case(lambda: prepare.read_root(folder), path)
+        self.case(lambda: read_root(folder), path)
         self.case(lambda: manifest.parse(files["manifest.jsonl"], "manifest.jsonl"), path)
 
     def reader(self, path: Path, files: dict[str, bytes]) -> None:
@@ -359,7 +360,7 @@ class Fuzz:
         for name, content in files.items():
             (copied / name).write_bytes(content)
         n, layers = self.rng.choice([1, N, N + 1, 3 * N]), self.rng.choice([(3,), LAYERS, (5, 7)])
-        meta = prepare.read_root(Folder(path))[0]
+        meta = read_root(Folder(path))[0]
         try:
             self.case(lambda: cache.CacheWriter(copied, meta, layers=layers, sequences=n, sync=False).close(), copied)
         finally:

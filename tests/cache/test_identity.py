@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 
 import cache
+from cache import describe
+from cache.folder import Folder
+from cache.verify import Verification, drop_damaged
 from tests.cache.planted import N, S, T, make_bits, make_meta, make_rows, tree, write
 
 LONG = 3 * N  # eight whole shards and a partial one
@@ -243,6 +246,94 @@ def test_a_layer_for_other_tokens_is_refused(tmp_path: Path, name: str) -> None:
     writer.close()
     write(tmp_path / "c", meta, bits(N, 5), rows(N, domain=True))  # and with the right ones all is well
     assert np.array_equal(cache.open(str(tmp_path / "c")).domain(), rows(N, domain=True).domain)
+
+
+def begin(path: Path, n: int, *layers: int, shards: int) -> None:
+    """Begin to write, and stop after so many of the shards that are owed."""
+    with cache.CacheWriter(path, make_meta(), layers=layers, sequences=n, sync=False) as writer:
+        for job in list(writer.jobs())[:shards]:
+            some = cache.Rows(*(None if a is None else a[job.start : job.stop] for a in rows(n)))
+            wanted = {layer: values[job.start : job.stop] for layer, values in bits(n, *job.layers).items()}
+            writer.append(job.start, some, wanted, cursor={"at": job.stop})
+
+
+@pytest.mark.parametrize("shards", [0, 1, 2])
+def test_a_layer_that_was_begun_can_be_given_up_and_taken_up_again(tmp_path: Path, shards: int) -> None:
+    wanted, both = at_once(tmp_path / "c", N, 3), at_once(tmp_path / "both", N, 3, 5)
+    begin(tmp_path / "c", N, 5, shards=shards)
+    with pytest.raises(cache.CacheError, match="is incomplete"):
+        cache.open(str(tmp_path / "c"))
+    with cache.CacheWriter(tmp_path / "c", make_meta(), layers=(3,), sequences=N) as writer:
+        assert list(writer.jobs()) == []
+        writer.finish()
+    reader = cache.open(str(tmp_path / "c"))
+    assert (reader.layers, reader.set_aside) == ((3,), {5: shards} if shards else {})
+    assert Verification(Folder(tmp_path / "c")).run() == []
+    assert (tmp_path / "c" / "layer_5").exists() == bool(shards)
+    told = f"set aside    layer 5, begun and not finished: {shards} of 3 shards; LAYER=5 goes on"
+    assert (told in describe.page(reader)) == bool(shards)
+    kept = tree(tmp_path / "c")
+    assert {
+        name: kept[name] for name in wanted if name not in ("zarr.json", "manifest.jsonl")
+    }.items() <= wanted.items()
+    assert sum("layer_5" in name for name in kept) == 2 * shards  # no zarr.json: no array for other readers
+    assert kept == wanted or shards
+    with cache.CacheWriter(tmp_path / "c", make_meta(), layers=(5,), sequences=N, sync=False) as writer:
+        assert [job.shard for job in writer.jobs()] == list(range(shards, 3))
+    begin(tmp_path / "c", N, 5, shards=3)
+    _complete(tmp_path / "c", N)
+    assert tree(tmp_path / "c") == both
+
+
+def test_a_layer_that_was_set_aside_stays_aside_while_the_cache_grows(tmp_path: Path) -> None:
+    both = at_once(tmp_path / "both", LONG, 3, 5)
+    at_once(tmp_path / "c", N, 3)
+    begin(tmp_path / "c", N, 5, shards=1)
+    at_once(tmp_path / "c", LONG, 3)  # gives layer 5 up and grows
+    reader = cache.open(str(tmp_path / "c"))
+    assert (reader.layers, reader.set_aside) == ((3,), {5: 1})
+    write(tmp_path / "c", make_meta(), bits(LONG, 5), rows(LONG))
+    assert tree(tmp_path / "c") == both
+
+
+def test_a_damaged_shard_that_was_set_aside_is_found(tmp_path: Path) -> None:
+    at_once(tmp_path / "c", N, 3)
+    begin(tmp_path / "c", N, 5, shards=2)
+    _complete(tmp_path / "c", N)
+    file = tmp_path / "c" / "layer_5/c/1/0/0"
+    file.write_bytes(file.read_bytes()[:100] + b"?" + file.read_bytes()[101:])
+    (finding,) = Verification(Folder(tmp_path / "c")).run()
+    assert (finding.array, finding.shard) == ("layer_5", 1)
+    drop_damaged(tmp_path / "c", [finding])
+    _complete(tmp_path / "c", N)
+    assert cache.open(str(tmp_path / "c")).set_aside == {5: 1}
+    assert not file.exists()
+    assert Verification(Folder(tmp_path / "c")).run() == []
+
+
+def test_layers_of_one_unfinished_request_are_finished_together(tmp_path: Path) -> None:
+    """Neither is behind the other, so asking for one gives up nothing."""
+    begin(tmp_path / "c", LONG, 3, 5, shards=2)
+    with cache.CacheWriter(tmp_path / "c", make_meta(), layers=(3,), sequences=LONG) as writer:
+        assert writer.state.layers == (3, 5)
+
+
+def test_looking_at_what_is_owed_changes_nothing(small: Path, tmp_path: Path) -> None:
+    before = stamps(small)
+    for layers, n in [((3,), N), ((7,), N), ((3, 5), LONG)]:
+        seen = cache.look(small, make_meta(), layers, n)
+        assert stamps(small) == before
+        shutil.copytree(small, tmp_path / "c", dirs_exist_ok=True)
+        with cache.CacheWriter(tmp_path / "c", make_meta(), layers=layers, sequences=n, sync=False) as writer:
+            assert (seen.owed, seen.state) == (writer.owed, writer.state)
+        shutil.rmtree(tmp_path / "c")
+    assert [job.shard for job in cache.look(tmp_path / "none", make_meta(), (3,), N).owed] == [0, 1, 2]
+    assert not (tmp_path / "none").exists()
+    with pytest.raises(cache.CacheError, match="seed: have 42, asked for 43"):
+        cache.look(small, make_meta(seed=43), (3,), N)
+    (tmp_path / "file").touch()
+    with pytest.raises(cache.CacheError, match="is no folder"):
+        cache.look(tmp_path / "file", make_meta(), (3,), N)
 
 
 def test_the_held_out_split_stays_what_it_was(tmp_path: Path) -> None:

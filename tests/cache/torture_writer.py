@@ -24,9 +24,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import cache
-from cache import manifest
+from cache import commits, manifest
 from cache.folder import Folder
-from cache.layout import all_arrays, documents
+from cache.layout import documents
+from cache.root import read_root
 from tests.cache.planted import S, make_bits, make_meta, make_rows, tree
 
 CRASHED = 9
@@ -63,7 +64,9 @@ SCENARIOS = {
     "layer": (plan((3,), 6), plan((3, 5), 6)),
     "exhausted": (None, plan((3,), 20, held=6)),
     "both": (plan((3,), 6), plan((3, 5), 9)),
+    "given up": (plan((3,), 6), plan((3,), 6)),
 }
+GIVEN_UP = plan((3, 5), 6)  # begun between the two, and not finished
 
 
 def harvest(
@@ -93,6 +96,16 @@ def harvest(
         mark("finish")
         if rank == 0:
             writer.finish(exhausted_at=plan.held if plan.held < plan.asked else None)
+
+
+def begin(path: Path, plan: Plan, *, shards: int) -> None:
+    """Write so many of the shards that are owed, and stop."""
+    rows, bits = plan.rows(), {layer: plan.residuals(layer) for layer in plan.layers}
+    with cache.CacheWriter(path, make_meta(d_model=plan.d_model), layers=plan.layers, sequences=plan.asked) as writer:
+        for job in list(writer.jobs())[:shards]:
+            part = slice(job.start, job.stop)
+            some = cache.Rows(*(None if array is None else array[part] for array in rows))
+            writer.append(job.start, some, {x: bits[x][part] for x in job.layers})
 
 
 def forked(work: Callable[[], None]) -> int:
@@ -127,12 +140,13 @@ class Committed(NamedTuple):
     def of(cls, path: Path, *, whole: bool = False) -> "Committed":
         """Look at a cache, whatever state it is in; `whole`: less the last shard, which is to grow."""
         try:
-            meta, state = cache.prepare.read_root(Folder(path))
+            meta, state = read_root(Folder(path))
             content = (path / "manifest.jsonl").read_bytes()
         except FileNotFoundError:
             return cls({})
-        arrays, files = all_arrays(meta, state), {}
-        for shard, commit in manifest.parse(content, "manifest")[0].commits.items():
+        known = manifest.parse(content, "manifest")[0]
+        arrays, files = commits.committed_arrays(meta, state, known), {}
+        for shard, commit in known.commits.items():
             for name in commit.crc32c if commit.sequences == S or not whole else ():
                 status = (path / arrays[name].file(shard)).stat()
                 files[arrays[name].file(shard)] = (status.st_ino, status.st_size, status.st_mtime_ns)
@@ -378,12 +392,17 @@ def crash_points(work: Callable[[], None]) -> Iterator[tuple[int, str]]:
 def crash(folder: Path, scenario: str) -> dict[str, Any]:
     """Die at every point of a scenario in turn; each time the next writer must make of it what was wanted."""
     old, new = SCENARIOS[scenario]
+    between = GIVEN_UP if scenario == "given up" else None
     grows = scenario in ("extend", "exhausted", "both")  # nobody knows beforehand that the source will end again
-    reference = finished(folder / "reference", new)
     base, path, counting = folder / "base", folder / "cache", folder / "counting"
     base.mkdir()
     if old:
         harvest(base, old)
+    if between:
+        begin(base, between, shards=1)
+        shutil.copytree(base, folder / "reference")
+        whole = finished(folder / "whole", between)
+    reference = finished(folder / "reference", new)
     shutil.copytree(base, counting)
     points = list(crash_points(lambda: harvest(counting, new)))
     states = Counter[str]()
@@ -404,6 +423,10 @@ def crash(folder: Path, scenario: str) -> dict[str, Any]:
         harvest(path, new)
         after.check_kept_in(Committed.of(path))
         same(path, reference)
+        if between:
+            harvest(path, between)
+            after.check_kept_in(Committed.of(path))
+            same(path, whole)
         shutil.rmtree(path)
     return {"points": len(points), "kinds": Counter(how for _, how in points), "states": states}
 

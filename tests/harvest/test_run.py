@@ -18,15 +18,12 @@ from cache.folder import Folder
 from cache.verify import Verification
 from harvest import plan as plan_module
 from harvest.__main__ import main
-from harvest.config import HarvestConfig
 from harvest.errors import HarvestError
 from harvest.model import load_model
 from harvest.ranks import Ranks
 from harvest.run import Harvest
 from harvest.text import TextSource
-from tests.harvest.tiny import save_text, save_tiny_model
-
-T, S, N = 16, 8, 20  # the last shard is partial
+from tests.harvest.tiny import N, S, T, config, contents, harvest, save_text, save_tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -35,35 +32,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_text(folder, 120)
     save_tiny_model(folder / "model")
     return folder
-
-
-def config(tiny: Path, path: Path, **changes: Any) -> HarvestConfig:
-    values: dict[str, Any] = {
-        "model": str(tiny / "model"),
-        "layers": (1, 2),
-        "sources": (TextSource(text=str(tiny / "text.jsonl")),),
-        "tokens": N * T,
-        "context": T,
-        "cache": path,
-        "batch": 3,
-        "shard_sequences": S,
-        "held_out_fraction": 0.3,
-    }
-    return HarvestConfig(**{**values, **changes})
-
-
-def harvest(tiny: Path, path: Path, **changes: Any) -> cache.CacheReader:
-    reader = Harvest(config(tiny, path, **changes), Ranks()).run()
-    assert reader is not None
-    return reader
-
-
-def contents(path: Path) -> dict[str, Any]:
-    """Every file of a cache; of the root's attributes all but the time of creation, and what follows from it."""
-    files: dict[str, Any] = {str(p.relative_to(path)): p.read_bytes() for p in path.rglob("*") if p.is_file()}
-    root = json.loads(files["zarr.json"])
-    del root["attributes"]["created"], root["attributes"]["checksum"]
-    return {**files, "zarr.json": root}
 
 
 @pytest.mark.parametrize("packing", ["pack", "truncate"])
@@ -282,6 +250,8 @@ def test_random_weights_are_marked_and_need_no_text(tiny: Path, tmp_path: Path) 
         (["--tokens", "0"], "TOKENS must be at least 1, got 0"),
         (["--packing", "loose"], "PACKING must be pack or truncate, got 'loose'"),
         (["--dataset", "no/such/file.jsonl"], "no file or folder 'no/such/file.jsonl'"),
+        (["--dataset-split", "test"], "DATASET_SPLIT 'test' means nothing for text.jsonl: leave it out"),
+        (["--text-column", "body"], "has no field 'body': choose from text"),
         (["--dtype", "int4"], "unknown dtype 'int4': choose from"),
         (["--model", "some/model"], "accept its licence on the hub, or give a local folder, or use MODEL=miniature"),
     ],
@@ -294,3 +264,22 @@ def test_a_bad_request_gets_one_line_and_exit_code_2(
     assert len(lines) == 1
     assert answer in lines[0]
     assert not (tmp_path / "c").exists()
+
+
+def test_the_command_line_names_column_separator_and_paths_with_signs(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    texts = [json.loads(line)["text"] for line in (tiny / "text.jsonl").read_text().splitlines()]
+    Path("a=1,b.jsonl").write_text("".join(json.dumps({"body": text}) + "\n" for text in texts))
+    Path("joined.txt").write_text("\n--\n".join(texts))
+    rest = flags(tiny, tmp_path / "unused", tokens=N * T)
+    for cache_name, given in {
+        "lines": ["--dataset", "a=1,b.jsonl", "--text-column", "body"],
+        "joined": ["--dataset", "joined.txt", "--separator", r"\n--\n"],
+    }.items():
+        assert main([*rest, *given, "--cache", cache_name]) == 0
+    reader, joined = cache.open("lines"), cache.open("joined")
+    assert reader.meta.sources[0].dataset == "a=1,b.jsonl"
+    assert joined.document().max() > 3
+    assert np.array_equal(reader.tokens(), harvest(tiny, tmp_path / "plain").tokens())

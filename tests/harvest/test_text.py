@@ -2,19 +2,23 @@
 
 import gzip
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
+from harvest import files
 from harvest.errors import HarvestError
 from harvest.shuffle import permutation
-from harvest.text import Counts, Cursor, Document, Documents, TextSource, is_held_out, parse_sources
+from harvest.sources import parse_sources
+from harvest.text import Counts, Cursor, Document, Documents, TextSource, is_held_out
 
 PINNED_HELD_OUT = [11, 18, 65]
 PINNED_ORDER = [6, 9, 4, 0, 2, 3, 1, 7, 8, 11, 5, 10]
@@ -45,6 +49,10 @@ def write_formats(folder: Path) -> dict[str, TextSource]:
     (folder / "joined.txt").write_text("\n\n".join(TEXTS))
     with gzip.open(folder / "joined.txt.gz", "wt") as opened:
         opened.write("\n\n".join(TEXTS))
+    half = len(lines) // 2  # frames end anywhere, also within a line
+    frames = [zstandard.compress(part.encode()) for part in (lines[:half], lines[half:])]
+    (folder / "lines.jsonl.zst").write_bytes(b"".join(frames))
+    (folder / "joined.txt.zst").write_bytes(zstandard.compress("\n\n".join(TEXTS).encode()))
     parquet.write_table(pa.table({"text": TEXTS, "id": range(40)}), folder / "rows.parquet", row_group_size=9)
     (folder / "many").mkdir()
     for i, text in enumerate(TEXTS):
@@ -57,6 +65,8 @@ def write_formats(folder: Path) -> dict[str, TextSource]:
     return {
         "jsonl": TextSource(text=str(folder / "lines.jsonl")),
         "jsonl.gz": TextSource(text=str(folder / "lines.jsonl.gz")),
+        "jsonl.zst": TextSource(text=str(folder / "lines.jsonl.zst")),
+        "txt.zst": TextSource(text=str(folder / "joined.txt.zst"), separator="\n\n"),
         "txt": TextSource(text=str(folder / "joined.txt"), separator="\n\n"),
         "txt.gz": TextSource(text=str(folder / "joined.txt.gz"), separator="\n\n"),
         "parquet": TextSource(text=str(folder / "rows.parquet")),
@@ -70,8 +80,10 @@ def write_formats(folder: Path) -> dict[str, TextSource]:
 FORMATS = (
     "jsonl",
     "jsonl.gz",
+    "jsonl.zst",
     "txt",
     "txt.gz",
+    "txt.zst",
     "parquet",
     "folder of txt",
     "mixed folder",
@@ -118,7 +130,8 @@ def test_without_a_separator_a_txt_file_is_one_document(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one\n\ntwo\n")
     with gzip.open(tmp_path / "b.txt.gz", "wt") as opened:
         opened.write("three")
-    assert sorted(read(TextSource(text=str(tmp_path)))) == ["one\n\ntwo\n", "three"]
+    (tmp_path / "c.txt.zst").write_bytes(zstandard.compress(b"four"))
+    assert sorted(read(TextSource(text=str(tmp_path)))) == ["four", "one\n\ntwo\n", "three"]
 
 
 def test_empty_and_binary_documents_are_skipped_and_counted(tmp_path: Path) -> None:
@@ -223,6 +236,32 @@ def test_provenance_names_content_and_not_places(tmp_path: Path) -> None:
     assert documents(TextSource(text=str(moved))).provenance() != [record]
 
 
+def test_text_that_is_changed_anywhere_is_another_text(tmp_path: Path) -> None:
+    """One letter in the middle of 3 MiB, the size and the time of change as they were."""
+    file = tmp_path / "a.jsonl"
+    file.write_text("".join(json.dumps({"text": f"document {i:06}"}) + "\n" for i in range(110_000)))
+    before, status = documents(TextSource(text=str(file))).provenance(), file.stat()
+    with file.open("r+b") as opened:
+        opened.seek(status.st_size // 2)
+        content = opened.read(100)
+        opened.seek(status.st_size // 2)
+        opened.write(content.replace(b"document", b"Document"))
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert (file.stat().st_size, file.stat().st_mtime_ns) == (status.st_size, status.st_mtime_ns)
+    assert documents(TextSource(text=str(file))).provenance() != before
+
+
+def test_reading_much_text_to_identify_it_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_formats(tmp_path / "text")["mixed folder"]
+    documents(source)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(files, "SLOW_BYTES", 100)
+    documents(source)
+    assert "GB of text once" in capsys.readouterr().err
+
+
 def test_the_miniature_writes_without_an_end_and_resumes_anywhere() -> None:
     mini = documents(TextSource(text="miniature"))
     reader = iter(mini.read())
@@ -236,8 +275,43 @@ def test_the_command_line_form_of_sources() -> None:
     assert (forget.text, forget.domain, forget.weight) == ("forget.jsonl", "forget", 1.5)
     assert (retain.text, retain.domain, retain.weight) == ("owner/name", "retain", 1.0)
     for wrong in ("", "a,,b", "=x", "a*heavy"):
-        with pytest.raises(HarvestError, match=r"NAME\[=DOMAIN\]\[\*WEIGHT\]"):
+        with pytest.raises(HarvestError, match=r"NAME\[:CONFIG\]\[=DOMAIN\]\[\*WEIGHT\]"):
             parse_sources(wrong)
+
+
+def test_a_configuration_of_a_hub_data_set_follows_its_name() -> None:
+    bio, cyber = parse_sources("cais/wmdp:bio-corpus=forget*2,cais/wmdp=retain")
+    assert (bio.text, bio.config, bio.domain, bio.weight) == ("cais/wmdp", "bio-corpus", "forget", 2.0)
+    assert (cyber.text, cyber.config, cyber.domain) == ("cais/wmdp", None, "retain")
+
+
+@pytest.mark.parametrize("name", ["x=1.jsonl", "a,b.txt", "2*3.txt", "a:b.jsonl", "x=1,y*2,z=3"])
+def test_a_path_that_exists_is_that_path_whatever_signs_it_has(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for place in (Path(name), Path("folder") / name):
+        place.parent.mkdir(exist_ok=True)
+        place.write_text("text")
+        (alone,) = parse_sources(str(place))
+        assert (alone.text, alone.domain, alone.weight) == (str(place), "", 1.0)
+        tagged, other = parse_sources(f"{place}=forget*1.5,owner/name=retain")
+        assert (tagged.text, tagged.domain, tagged.weight) == (str(place), "forget", 1.5)
+        assert (other.text, other.domain) == ("owner/name", "retain")
+        first, second = parse_sources(f"owner/name*2,{place}")
+        assert (first.text, first.weight, second.text) == ("owner/name", 2.0, str(place))
+
+
+def test_options_reach_the_sources_that_have_a_use_for_them(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one--two")
+    both = f"{tmp_path / 'a.txt'},owner/name,miniature"
+    options = {"split": "test", "revision": "v1", "column": "body", "separator": "--"}
+    local, hub, mini = parse_sources(both, options)
+    assert (local.split, local.revision, local.column, local.separator) == ("train", None, "body", "--")
+    assert (hub.split, hub.revision, hub.column, hub.separator) == ("test", "v1", "body", None)
+    assert mini == TextSource(text="miniature")
+    with pytest.raises(HarvestError, match=r"DATASET_SPLIT 'test' means nothing for a.txt: leave it out"):
+        parse_sources(str(tmp_path / "a.txt"), {"split": "test"})
 
 
 def test_what_cannot_be_read_is_one_line(tmp_path: Path) -> None:
@@ -245,6 +319,9 @@ def test_what_cannot_be_read_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "wrong.jsonl").write_text('{"body": "x", "id": 1}\n')
     parquet.write_table(pa.table({"body": ["x"]}), tmp_path / "wrong.parquet")
     (tmp_path / "damaged.jsonl.gz").write_bytes(gzip.compress(b'{"text": "x"}\n' * 1000)[:-20])
+    stored = zstandard.compress(b"".join(b'{"text": "x%d"}\n' % i for i in range(10**5)))
+    (tmp_path / "torn.jsonl.zst").write_bytes(stored[:-5])
+    (tmp_path / "damaged.jsonl.zst").write_bytes(b"(\xb5/\xfd and nothing else")
     (tmp_path / "damaged.parquet").write_bytes(b"PAR1 and nothing else")
     cases = {
         str(tmp_path / "empty"): "holds no text: wanted .txt",
@@ -252,6 +329,8 @@ def test_what_cannot_be_read_is_one_line(tmp_path: Path) -> None:
         str(tmp_path / "wrong.jsonl"): "has no field 'text': choose from body, id",
         str(tmp_path / "wrong.parquet"): "has no field 'text': choose from body",
         str(tmp_path / "damaged.jsonl.gz"): "cannot read text source damaged.jsonl.gz",
+        str(tmp_path / "torn.jsonl.zst"): "cannot read text source torn.jsonl.zst: the file ends inside",
+        str(tmp_path / "damaged.jsonl.zst"): "cannot read text source damaged.jsonl.zst",
         str(tmp_path / "damaged.parquet"): "cannot read text source damaged.parquet",
     }
     for path, message in cases.items():

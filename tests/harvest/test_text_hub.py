@@ -5,6 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import zstandard
 
 import harvest.corpora
 import harvest.text
@@ -49,3 +50,11 @@ def test_a_wrong_column_or_split_is_one_line(folder: Path) -> None:
     with pytest.raises(HarvestError, match="split 'test'") as caught:
         HubDataset(str(folder), None, None, "test", "text")
     assert "\n" not in str(caught.value)
+
+
+def test_files_of_the_hub_may_be_compressed_as_those_of_the_pile_are(folder: Path) -> None:
+    for file in (folder / "data").iterdir():
+        file.with_name(f"{file.name}.zst").write_bytes(zstandard.compress(file.read_bytes()))
+        file.unlink()
+    corpus = HubDataset(str(folder), None, None, "train", "text")
+    assert list(corpus.read(1, 15)) == TEXTS[35:40]

@@ -2,13 +2,22 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedTokenizerFast
 
+import cache
+from harvest.config import HarvestConfig
+from harvest.model import ResidualModel
+from harvest.ranks import Ranks
+from harvest.run import Harvest
+from harvest.text import TextSource
+
 TEXT = "the cat sat on a mat while seven quick foxes jumped over lazy dogs and rivers ran to the sea"
 WORDS = TEXT.split()
+T, S, N = 16, 8, 20  # context, sequences a shard, sequences: the last shard is partial
 
 
 def text(number: int, words: int = 40) -> str:
@@ -47,3 +56,34 @@ def save_text(folder: Path, documents: int) -> Path:
     lines = [json.dumps({"text": text(i, 5 + 13 * i % 90)}) for i in range(documents)]
     (folder / "text.jsonl").write_text("\n".join(lines) + "\n")
     return folder / "text.jsonl"
+
+
+def config(tiny: Path, path: Path, **changes: Any) -> HarvestConfig:
+    """A harvest of the tiny model and its text, both in the folder `tiny`."""
+    values: dict[str, Any] = {
+        "model": str(tiny / "model"),
+        "layers": (1, 2),
+        "sources": (TextSource(text=str(tiny / "text.jsonl")),),
+        "tokens": N * T,
+        "context": T,
+        "cache": path,
+        "batch": 3,
+        "shard_sequences": S,
+        "held_out_fraction": 0.3,
+    }
+    return HarvestConfig(**{**values, **changes})
+
+
+def harvest(tiny: Path, path: Path, *, model_given: ResidualModel | None = None, **changes: Any) -> cache.CacheReader:
+    """Do it."""
+    reader = Harvest(config(tiny, path, **changes), Ranks(), model_given).run()
+    assert reader is not None
+    return reader
+
+
+def contents(path: Path) -> dict[str, Any]:
+    """Every file of a cache; of the root's attributes all but the time of creation, and what follows from it."""
+    files: dict[str, Any] = {str(p.relative_to(path)): p.read_bytes() for p in path.rglob("*") if p.is_file()}
+    root = json.loads(files["zarr.json"])
+    del root["attributes"]["created"], root["attributes"]["checksum"]
+    return {**files, "zarr.json": root}

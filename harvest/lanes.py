@@ -1,0 +1,78 @@
+"""Forward passes of several batches at once on a CPU, each in a thread of its own with its share of torch's threads.
+
+Threads that work on one batch together wait for each other after every operation; threads with a batch each do not. On
+a GPU the batches of one process queue up by themselves, so one lane, the calling thread, is all there is.
+"""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Final, TypeVar
+
+import torch
+
+MOST_LANES: Final = 4
+"""Each lane holds a batch and what the model makes of it on the way, so many cores do not mean many batches."""
+AHEAD_ON_GPU: Final = 2
+"""Batches whose vectors are on their way to the host while the next one is computed."""
+Result = TypeVar("Result")
+
+
+class Lanes:
+    """Runs pieces of work, several at once; use it in a `with` block, which ends its threads."""
+
+    def __init__(self, device: torch.device, lanes: int | None = None) -> None:
+        """Start the threads, if there are to be any.
+
+        Args:
+            device: where the work runs.
+            lanes: number of lanes; by default one a thread of torch's on a CPU, at most `MOST_LANES`, and one on a GPU.
+        """
+        on_gpu, threads = device.type == "cuda", torch.get_num_threads()
+        self.n = lanes or (1 if on_gpu else min(threads, MOST_LANES))
+        """Lanes that run at once; a single one is the calling thread."""
+        self.ahead = AHEAD_ON_GPU if on_gpu else self.n if self.n > 1 else 0
+        """Pieces to keep under way: while the caller takes over one result, every lane has work."""
+        self._pool = _started(self.n, threads) if self.n > 1 else None
+        self._used = False
+
+    def start(self, work: Callable[[], Result]) -> Future[Result]:
+        """Begin a piece of work; its result, or what it raised, is in the future.
+
+        The first piece runs alone: what a model sets up in its first pass (rotary tables that grow) is set up once.
+        """
+        if self._pool is None:
+            future: Future[Result] = Future()
+            future.set_result(work())
+            return future
+        future = self._pool.submit(work)
+        if not self._used:
+            self._used = True
+            future.exception()
+        return future
+
+    def __enter__(self) -> "Lanes":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+
+def _started(lanes: int, threads: int) -> ThreadPoolExecutor:
+    """Threads that share out torch's threads among them; the caller's own count stays."""
+    shares = [threads // lanes + (lane < threads % lanes) for lane in range(lanes)]
+    pool = ThreadPoolExecutor(lanes, thread_name_prefix="lane", initializer=_take, initargs=(shares,))
+    all_there = threading.Barrier(lanes)  # a thread that waits takes no second task, so all of them start
+    for future in [pool.submit(all_there.wait) for _ in range(lanes)]:
+        future.result()
+    torch.set_num_threads(threads)  # what a lane sets would also hold for threads that start later
+    return pool
+
+
+def _take(shares: list[int]) -> None:
+    torch.get_num_threads()  # the first call in a thread takes over the process's count, so it must come first
+    torch.set_num_threads(max(1, shares.pop()))
