@@ -65,7 +65,7 @@ NOTES = """
   ours, shuffle off, a buffer of 1024 sequences after another, one batch to warm up. It stops after the block as we do,
   and stores float32. *tokenised before*: it is given our sequences as ids; our time holds the tokenising, its does not.
 - **memory**: peak resident memory (VmHWM) of a process that harvests, beyond the same process's after loading the
-  model and one forward pass; and how much a harvest eight times as long adds to it. A shard here is 17 MB.
+  model and a few forward passes in its lanes; and how much a harvest eight times as long adds to it. A shard is 17 MB.
 """
 
 

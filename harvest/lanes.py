@@ -4,9 +4,11 @@ Threads that work on one batch together wait for each other after every operatio
 a GPU the batches of one process queue up by themselves, so one lane, the calling thread, is all there is.
 """
 
+import ctypes
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from types import TracebackType
 from typing import Final, TypeVar
 
@@ -16,7 +18,27 @@ MOST_LANES: Final = 4
 """Each lane holds a batch and what the model makes of it on the way, so many cores do not mean many batches."""
 AHEAD_ON_GPU: Final = 2
 """Batches whose vectors are on their way to the host while the next one is computed."""
+_ARENA_MAX: Final = -8
+"""`M_ARENA_MAX` of malloc.h."""
+_TIDY: Final = 16
+"""Pieces of work between two times that freed memory goes back to the system."""
 Result = TypeVar("Result")
+
+
+def few_arenas() -> None:
+    """Let the allocator keep no more arenas than there may be lanes. To be called early.
+
+    By default every thread gets one, and memory that one pass freed is of no use to the next in another: a harvest of
+    2M tokens of the miniature in two lanes then peaked 90 to 150 MB above its model. With this, and with what `Lanes`
+    gives back now and then, it is about half, at the same speed.
+    """
+    _glibc("mallopt", _ARENA_MAX, max(2, min(torch.get_num_threads(), MOST_LANES)))
+
+
+def _glibc(function: str, *numbers: int) -> None:
+    """Call a function of glibc's allocator; where there is none, nothing."""
+    with suppress(AttributeError, OSError):
+        getattr(ctypes.CDLL(None), function)(*numbers)
 
 
 class Lanes:
@@ -35,7 +57,7 @@ class Lanes:
         self.ahead = AHEAD_ON_GPU if on_gpu else self.n if self.n > 1 else 0
         """Pieces to keep under way: while the caller takes over one result, every lane has work."""
         self._pool = _started(self.n, threads) if self.n > 1 else None
-        self._used = False
+        self._started = 0
 
     def start(self, work: Callable[[], Result]) -> Future[Result]:
         """Begin a piece of work; its result, or what it raised, is in the future.
@@ -47,9 +69,11 @@ class Lanes:
             future.set_result(work())
             return future
         future = self._pool.submit(work)
-        if not self._used:
-            self._used = True
+        if not self._started:
             future.exception()
+        self._started += 1
+        if self._started % _TIDY == 0:
+            _glibc("malloc_trim", 0)
         return future
 
     def __enter__(self) -> "Lanes":

@@ -22,7 +22,7 @@ from harvest.config import HarvestConfig
 from harvest.errors import HarvestError
 from harvest.forward import InFlight, forward
 from harvest.hub import Origin, resolve_model
-from harvest.lanes import Lanes
+from harvest.lanes import Lanes, few_arenas
 from harvest.meta import cache_meta
 from harvest.model import ResidualModel, load_model, random_model
 from harvest.plan import Plan, seconds_per_sequence
@@ -50,6 +50,7 @@ class Harvest:
         Raises:
             HarvestError: a model, layer or text that cannot be had.
         """
+        few_arenas()
         self.config, self.ranks, self._given = config, ranks, model
         self._last_layer = max([*config.layers, *_layers_there(config)])  # layers that are there are continued
         self._origin = None if config.random_weights else resolve_model(config.model, config.revision)

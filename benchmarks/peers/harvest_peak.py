@@ -1,4 +1,4 @@
-"""Peak memory of one harvest beyond its model, in a process of its own: MODEL FOLDER TOKENS, one JSON list out."""
+"""Peak memory of a harvest beyond its model at work, in a process of its own: MODEL FOLDER TOKENS, a JSON list out."""
 
 import json
 import sys
@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.harvest import text_config
+from harvest.lanes import Lanes
 from harvest.ranks import Ranks
 from harvest.run import Harvest
 
@@ -21,7 +22,12 @@ def main() -> None:
     model, folder, tokens = sys.argv[1:]
     config = text_config(model, int(tokens), Path(folder))
     one = Harvest(config, Ranks())
-    one.model.residuals(torch.zeros(config.batch, config.context, dtype=torch.long), layers=config.layers)
+    tokens_BT = torch.zeros(config.batch, config.context, dtype=torch.long)
+    with Lanes(one.model.device) as lanes:  # the model at work, as the harvest has it: a batch in every lane
+        passes = [lanes.start(lambda: one.model.residuals(tokens_BT, layers=config.layers)) for _ in range(4 * lanes.n)]
+        for one_pass in passes:
+            one_pass.result()
+    del passes
     before = peak()
     one.run()
     shard = config.shard_sequences * config.context * one.model.d_model * 2
