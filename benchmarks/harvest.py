@@ -40,6 +40,7 @@ from harvest.config import HarvestConfig, default_sources
 from harvest.hub import MINIATURE
 from harvest.lanes import Lanes
 from harvest.model import ResidualModel, load_model, random_model
+from harvest.plan import Plan
 from harvest.ranks import Ranks
 from harvest.run import Harvest
 from harvest.text import TextSource
@@ -72,11 +73,11 @@ NOTES = """
 class _Pure(Harvest):
     """A harvest without what is of constant length: the plan's timing passes and the final self-check."""
 
-    def _seconds_per_sequence(self, layers: tuple[int, ...]) -> float:
-        return 1.0
+    def _described(self, plan: Plan) -> str:
+        return ""
 
-    def _audit(self, layers: tuple[int, ...], sequences: int) -> dict[str, float]:
-        return {}
+    def _complete(self, writer: cache.CacheWriter, end: int | None) -> None:
+        writer.finish(exhausted_at=end, audit={})
 
 
 def harvest_seconds(config: HarvestConfig, model: ResidualModel, keep: bool = False) -> float:
