@@ -25,8 +25,10 @@ WEAK, STRONG = 0.0256, 0.256
 pytestmark = pytest.mark.slow
 
 
-def trained(source: Planted, seed: int, penalties: dict[str, dict[str, Any]], d_sae: int, k: int, steps: int) -> Member:
-    one = member(
+def untrained(
+    source: Planted, seed: int, penalties: dict[str, dict[str, Any]], d_sae: int, k: int, steps: int
+) -> Member:
+    return member(
         "batchtopk",
         penalties,
         normalisation_of(source),
@@ -40,7 +42,10 @@ def trained(source: Planted, seed: int, penalties: dict[str, dict[str, Any]], d_
         dead_after=50 * B,
         dead_every=10,
     )
-    return train(one, source, rows=B, seed=seed)
+
+
+def trained(source: Planted, seed: int, penalties: dict[str, dict[str, Any]], d_sae: int, k: int, steps: int) -> Member:
+    return train(untrained(source, seed, penalties, d_sae, k, steps), source, rows=B, seed=seed)
 
 
 @torch.no_grad()
@@ -90,12 +95,18 @@ def test_a_strong_separation_pulls_the_groups_apart_and_alpha_gives_partners_the
 @pytest.mark.parametrize("first", [1.0, 10.0])
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_dual_ends_at_its_bound_from_any_weight(term: str, bound: float, first: float, seed: int) -> None:
+    """Mean over the last fifth of the run: a weight that is used every tenth step swings about its balance."""
     # As the command line has it in a run of this length: from 10 the weight of `frame` has a thousandfold way to go.
     settings = OrthoAdaptiveConfig.fitted({"term": term, "bound": bound, "first": first}, 1500)
-    one = trained(Hierarchy(seed=seed), seed, {"ortho_adaptive": settings}, 160, 5, 1500)
-    adaptive = one.penalties["ortho_adaptive"]
+    source = Hierarchy(seed=seed)
+    one = untrained(source, seed, {"ortho_adaptive": settings}, 160, 5, 1500)
+    adaptive, found = one.penalties["ortho_adaptive"], []
     assert isinstance(adaptive, OrthoAdaptive)
-    averages = adaptive.lagrangian.tensors
-    found = float(averages["average"] / averages["average_weight"])
-    print(f"\n{term} seed {seed} from {first}: {found:.4f}, weight {float(averages['value']):.3f}")  # noqa: T201
-    assert found == pytest.approx(bound, rel=0.3)
+    for steps in (1200, *[10] * 30):
+        train(one, source, rows=B, seed=seed, steps=steps)
+        averages = adaptive.lagrangian.tensors
+        found.append(float(averages["average"] / averages["average_weight"]))
+    last = found[1:]
+    mean, weight = sum(last) / len(last), float(averages["value"])
+    print(f"\n{term} seed {seed} from {first}: {mean:.4f} ({min(last):.4f} to {max(last):.4f}), weight {weight:.3f}")  # noqa: T201
+    assert mean == pytest.approx(bound, rel=0.3)
