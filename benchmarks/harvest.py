@@ -38,7 +38,7 @@ from benchmarks.peers.forward import (
 from benchmarks.peers.saelens import SaeLens, write_ids, write_text
 from harvest.config import HarvestConfig, default_sources
 from harvest.hub import MINIATURE
-from harvest.lanes import Lanes
+from harvest.lanes import MOST_LANES, Lanes
 from harvest.model import ResidualModel, load_model, random_model
 from harvest.plan import Plan
 from harvest.ranks import Ranks
@@ -119,7 +119,7 @@ def against_forward(config: HarvestConfig, model: ResidualModel, rounds: int) ->
 def forward_seconds_in_lanes(model: ResidualModel, batches: list[torch.Tensor], layers: tuple[int, ...]) -> float:
     """Of the forward passes alone, several batches at once as the harvest runs them."""
     begin = time.perf_counter()
-    with Lanes(model.device) as lanes:
+    with Lanes(model.device, min(torch.get_num_threads(), MOST_LANES)) as lanes:
         pending = deque[Future[object]]()
         for tokens_BT in batches:
             pending.append(lanes.start(partial(model.residuals, tokens_BT, layers=layers)))

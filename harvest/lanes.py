@@ -20,6 +20,8 @@ AHEAD_ON_GPU: Final = 2
 """Batches whose vectors are on their way to the host while the next one is computed."""
 _ARENA_MAX: Final = -8
 """`M_ARENA_MAX` of malloc.h."""
+WIDE: Final = 512
+"""d_model above which one batch at a time keeps a CPU's threads busy; nothing is measured between 128 and 2304."""
 _TIDY: Final = 16
 """Pieces of work between two times that freed memory goes back to the system."""
 Result = TypeVar("Result")
@@ -39,6 +41,16 @@ def _glibc(function: str, *numbers: int) -> None:
     """Call a function of glibc's allocator; where there is none, nothing."""
     with suppress(AttributeError, OSError):
         getattr(ctypes.CDLL(None), function)(*numbers)
+
+
+def lanes_for(d_model: int) -> int | None:
+    """How many lanes for a model of this width: as many as there may be, or one.
+
+    Wide products keep all threads busy by themselves: with Gemma-2-2B's shapes (d 2304) two lanes gave 1,867 tokens/s,
+    one with two threads 2,132. Narrow ones wait between operations: a harvest of the miniature (d 128) was 1.2 times as
+    fast in two lanes (benchmarks/results/harvest.md).
+    """
+    return 1 if d_model > WIDE else None
 
 
 class Lanes:

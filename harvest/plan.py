@@ -11,7 +11,7 @@ import torch
 import cache
 from cache.layout import layer_arrays, row_arrays
 from harvest.errors import HarvestError
-from harvest.lanes import Lanes
+from harvest.lanes import Lanes, lanes_for
 from harvest.model import ResidualModel
 
 
@@ -112,7 +112,7 @@ class Plan:
 def seconds_per_sequence(model: ResidualModel, batch: int, context: int, layers: tuple[int, ...]) -> float:
     """Time of forward passes in all lanes, over their sequences: the second of two rounds (the first one warms up)."""
     tokens_BT = torch.zeros(batch, context, dtype=torch.long)
-    with Lanes(model.device) as lanes:
+    with Lanes(model.device, lanes_for(model.d_model)) as lanes:
         for _ in range(2):
             begin = time.perf_counter()
             under_way = [lanes.start(partial(model.residuals, tokens_BT, layers=layers)) for _ in range(lanes.n)]

@@ -22,7 +22,7 @@ from harvest.config import HarvestConfig
 from harvest.errors import HarvestError
 from harvest.forward import InFlight, forward
 from harvest.hub import Origin, resolve_model
-from harvest.lanes import Lanes, few_arenas
+from harvest.lanes import Lanes, few_arenas, lanes_for
 from harvest.meta import cache_meta
 from harvest.model import ResidualModel, load_model, random_model
 from harvest.plan import Plan, seconds_per_sequence
@@ -146,7 +146,11 @@ class Harvest:
         total = sum(job.stop - job.start for job in jobs) * self.config.context
         batches = Batches(writer, jobs, self.config.batch, partial(self._sequences, writer))
         pending = deque[Future[InFlight]]()
-        with Progress(total, writer, self.ranks) as progress, Lanes(self.model.device) as lanes, batches:
+        with (
+            Progress(total, writer, self.ranks) as progress,
+            Lanes(self.model.device, lanes_for(self.model.d_model)) as lanes,
+            batches,
+        ):
             for batch in batches:
                 pending.append(lanes.start(partial(forward, self.model, batch, self.meta.bos_token_id)))
                 while len(pending) > lanes.ahead:

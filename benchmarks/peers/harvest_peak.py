@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.harvest import text_config
-from harvest.lanes import Lanes
+from harvest.lanes import Lanes, lanes_for
 from harvest.ranks import Ranks
 from harvest.run import Harvest
 
@@ -23,7 +23,7 @@ def main() -> None:
     config = text_config(model, int(tokens), Path(folder))
     one = Harvest(config, Ranks())
     tokens_BT = torch.zeros(config.batch, config.context, dtype=torch.long)
-    with Lanes(one.model.device) as lanes:  # the model at work, as the harvest has it: a batch in every lane
+    with Lanes(one.model.device, lanes_for(one.model.d_model)) as lanes:
         passes = [lanes.start(lambda: one.model.residuals(tokens_BT, layers=config.layers)) for _ in range(4 * lanes.n)]
         for one_pass in passes:
             one_pass.result()

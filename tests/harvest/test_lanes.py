@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import cache
-from harvest.lanes import MOST_LANES, Lanes
+from harvest.lanes import MOST_LANES, Lanes, lanes_for
 from harvest.model import load_model
 from tests.harvest.test_model import FAMILIES, N_LAYERS, build, tokens
 from tests.harvest.tiny import contents, harvest, save_text, save_tiny_model
@@ -244,3 +244,10 @@ def test_a_row_that_is_not_finite_names_its_place_though_lanes_run_ahead(tiny: P
     given.residuals = spoiled  # type: ignore[method-assign]
     with pytest.raises(cache.CacheError, match=r"layer 2 is NaN or infinite at sequence 9, position 5 \(document \d+"):
         harvest(tiny, tmp_path / "bad", model_given=given)
+
+
+def test_only_narrow_models_run_in_lanes() -> None:
+    assert lanes_for(128) is None
+    assert lanes_for(2304) == 1
+    with Lanes(CPU, lanes_for(2304)) as lanes:
+        assert (lanes.n, lanes.ahead) == (1, 0)
