@@ -230,9 +230,9 @@ def test_a_block_that_gives_something_else_is_refused() -> None:
         model.residuals(tokens(), layers=(1,))
 
 
-def test_blocks_that_cannot_be_found_are_named() -> None:
+def test_blocks_that_cannot_be_found_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     model = build.__wrapped__("llama").model
-    model.config.num_hidden_layers = 7
+    monkeypatch.setattr(model.config, "num_hidden_layers", 7)  # other tests build from the same configuration
     with pytest.raises(HarvestError, match=r"LlamaForCausalLM.*num_hidden_layers = 7 blocks, found layers \(4\)"):
         find_blocks(model)
 
